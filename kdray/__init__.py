@@ -1,0 +1,27 @@
+"""kdray: distributed knowledge distillation with plugins, on Ray Train.
+
+These are the names that a plugin may use. They are loaded at first use, so that `import kdray` costs nothing.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "hooks": ["hookimpl"],
+    "options": ["Options"],
+    "specs": ["AugmentationSpec", "DatasetSpec", "DistillerSpec", "Layers", "ModelSpec", "OptimizerSpec"],
+    "distiller": ["Batch", "Distiller", "Outputs", "Requires", "Setup", "Shapes", "Step"],
+    "negatives": ["BankOptions", "BatchOptions", "QueueOptions", "negatives"],
+    "data.source": ["Source"],
+    "data.augment": ["Augmentation"],
+    "errors": ["ConfigError", "KdrayError", "MismatchError", "PluginError", "RunFailed"],
+}
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name):
+    if name not in _WHERE:
+        raise AttributeError(f"module 'kdray' has no attribute {name!r}")
+    return getattr(import_module(f".{_WHERE[name]}", __name__), name)
