@@ -1,0 +1,71 @@
+"""What the engine knows of other workers: its rank, and how to gather. torch.distributed carries it; who started the workers does not matter."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """A worker among `world_size`. In a run of one worker nothing is communicated."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, x: Tensor, counts: list[int], differentiable: bool = False) -> Tensor:
+        """Rows of all workers in the order of their ranks; `counts` are the rows of each. See `kdray.Step.gather`."""
+        if self.world_size == 1:
+            return x if differentiable else x.detach()
+        if differentiable:
+            return _Gather.apply(x, counts, self.rank)
+        return _gather(x.detach(), counts)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over workers, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(x)
+        return x
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def _gather(x: Tensor, counts: list[int]) -> Tensor:
+    # all_gather wants equal shapes: shorter parts are padded and cut again.
+    longest = max(counts)
+    padded = x.contiguous() if len(x) == longest else torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts)])
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather whose backward sums what every worker's loss says of my rows."""
+
+    @staticmethod
+    def forward(ctx, x, counts, rank):
+        ctx.mine = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+        return _gather(x, counts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[ctx.mine], None, None
+
+
+def stream(seed: int, *key: str | int) -> int:
+    """A seed for one purpose: equal on every worker and after every restart, unrelated to the seeds of other purposes."""
+    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

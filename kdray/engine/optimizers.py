@@ -1,0 +1,52 @@
+"""The optimizers at hand, through the same hook as a plugin's."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ..hooks import hookimpl
+from ..options import Options
+from ..specs import OptimizerSpec
+
+
+class SGDOptions(Options):
+    lr: float = Field(gt=0, description="Base learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum.")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty, on all parameters.")
+    nesterov: bool = Field(False, description="Nesterov's momentum.")
+
+
+class AdamWOptions(Options):
+    lr: float = Field(gt=0, description="Base learning rate.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the gradient's average.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the squared gradient's average.")
+    eps: float = Field(1e-8, gt=0, description="Added to the denominator.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay, on all parameters.")
+
+
+def sgd(parameters, options: SGDOptions):
+    from torch.optim import SGD
+
+    return SGD(
+        parameters,
+        lr=options.lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        nesterov=options.nesterov,
+        fused=True,
+    )
+
+
+def adamw(parameters, options: AdamWOptions):
+    from torch.optim import AdamW
+
+    betas = (options.beta1, options.beta2)
+    return AdamW(parameters, lr=options.lr, betas=betas, eps=options.eps, weight_decay=options.weight_decay, fused=True)
+
+
+@hookimpl
+def kdray_optimizers():
+    return [
+        OptimizerSpec("sgd", sgd, SGDOptions, "Stochastic gradient descent with momentum"),
+        OptimizerSpec("adamw", adamw, AdamWOptions, "Adam with decoupled weight decay"),
+    ]

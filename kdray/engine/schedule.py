@@ -1,0 +1,36 @@
+"""Learning rate and loss weights as pure functions of the place in the run, so that nothing of them needs to be saved."""
+
+from __future__ import annotations
+
+import math
+
+from ..config.schema import ScheduleConfig, WeightSchedule
+
+
+def lr_factor(schedule: ScheduleConfig, epoch: float) -> float:
+    """What the base learning rate is multiplied by at `epoch`, counted from 0, with the fraction of the running one.
+
+    multistep follows RepDistiller: milestone 150 means that 150 epochs are done at the full rate. Warm-up lies within the same epochs.
+    """
+    if epoch < schedule.warmup:
+        return epoch / schedule.warmup
+    if schedule.name == "multistep":
+        return schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
+    if schedule.name == "step":
+        return schedule.gamma ** (int(epoch) // schedule.step)
+    if schedule.name == "cosine":
+        done = (epoch - schedule.warmup) / max(schedule.epochs - schedule.warmup, 1e-12)
+        return schedule.end + (1 - schedule.end) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return 1.0
+
+
+def loss_weight(weight: float | WeightSchedule, epoch: float, epochs: int) -> float:
+    """The weight of a loss at `epoch` of `epochs`, counted as above."""
+    if not isinstance(weight, WeightSchedule):
+        return float(weight)
+    if weight.warmup and epoch < weight.warmup:
+        return weight.start + (weight.value - weight.start) * epoch / weight.warmup
+    left = epochs - epoch
+    if weight.decay and left < weight.decay:
+        return weight.end + (weight.value - weight.end) * left / weight.decay
+    return weight.value

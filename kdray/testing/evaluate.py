@@ -1,0 +1,125 @@
+"""Evaluate one distiller on given tensors, without models, data or workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..distiller import Batch, Outputs, Setup, Shapes, Step
+from ..errors import ConfigError
+from ..registry import Registry
+
+
+@dataclass
+class Evaluation:
+    """terms: unweighted value by name ("" for a distiller of one term) · loss: their sum · gradients: of the loss, by input ("logits",
+    "embedding", "features.0", …) and by parameter name · state: the distiller's state dict after the step."""
+
+    terms: dict[str, Tensor]
+    loss: Tensor
+    gradients: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+
+def evaluate(
+    name: str,
+    options: Mapping | None = None,
+    *,
+    student: Outputs | Mapping,
+    teacher: Outputs | Mapping | None = None,
+    targets: Tensor,
+    indices: Tensor | None = None,
+    num_samples: int | None = None,
+    num_classes: int | None = None,
+    labels: Tensor | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    step: int = 0,
+    epoch: int = 0,
+    seed: int = 0,
+    teacher_head: tuple[Tensor, Tensor | None] | None = None,
+) -> Evaluation:
+    """One step of the distiller `name` on the given outputs: forward, backward and `after_backward`.
+
+    student, teacher: `Outputs`, or a mapping with the same names (`{"logits": …, "embedding": …, "features": […]}`).
+    targets (B,): classes. indices (B,): positions in the training set, 0 … B − 1 when absent. labels (num_samples,): classes of the whole training
+    set; when absent, the given targets at their indices and classes in turn elsewhere. state: a state dict, or part of one, to start from.
+    The arithmetic follows the student's dtype. Raises ConfigError for unknown names and options.
+    """
+    spec = Registry.default().get("distillers", name)
+    student, teacher = _outputs(student, grad=True), _outputs(teacher or {}, grad=False)
+    example = next(iter(_tensors(student).values()))
+    batch_size = len(targets)
+    indices = torch.arange(batch_size) if indices is None else indices
+    num_samples = num_samples or int(indices.max()) + 1
+    if num_classes is None:
+        num_classes = student.logits.shape[1] if student.logits is not None else int(targets.max()) + 1
+    if labels is None:
+        labels = torch.arange(num_samples) % num_classes
+        labels[indices] = targets
+
+    setup = Setup(
+        student=_shapes(student),
+        teacher=_shapes(teacher) if _tensors(teacher) else None,
+        num_classes=num_classes,
+        num_samples=num_samples,
+        labels=labels,
+        generator=torch.Generator().manual_seed(seed),
+        teacher_head=teacher_head,
+    )
+    torch.manual_seed(seed)
+    distiller = spec.cls(spec.cls.Options.model_validate(dict(options or {})), setup).to(example.dtype)
+    if state:
+        unknown = sorted(set(state) - set(distiller.state_dict()))
+        if unknown:
+            raise ConfigError(f"distiller '{name}' has no state {unknown}; it has {sorted(distiller.state_dict())}")
+        distiller.load_state_dict(dict(state), strict=False)
+
+    batch = Batch(index=indices, target=targets, epoch=epoch, offset=0, size=batch_size)
+    at = Step(number=step, epoch=epoch, generator=torch.Generator().manual_seed(seed + step))
+    result = distiller(student, teacher, batch, at)
+    terms = result if isinstance(result, dict) else {"": result}
+    loss = sum(terms.values())
+    if loss.requires_grad:
+        loss.backward()
+    distiller.after_backward(batch, at)
+    gradients = {k: x.grad for k, x in _tensors(student).items() if x.grad is not None}
+    gradients |= {k: p.grad for k, p in distiller.named_parameters() if p.grad is not None}
+    return Evaluation(
+        terms={k: v.detach() for k, v in terms.items()},
+        loss=loss.detach(),
+        gradients=gradients,
+        state={k: v.detach().clone() for k, v in distiller.state_dict().items()},
+    )
+
+
+def _outputs(given: Outputs | Mapping, grad: bool) -> Outputs:
+    given = dict(vars(given) if isinstance(given, Outputs) else given)
+
+    def leaf(x):
+        return x.detach().clone().requires_grad_(grad) if x.is_floating_point() else x
+
+    for key in ("logits", "embedding"):
+        if given.get(key) is not None:
+            given[key] = leaf(given[key])
+    for key in ("features", "preactivations"):
+        given[key] = [leaf(x) for x in given.get(key) or []]
+    return Outputs(**given)
+
+
+def _tensors(outputs: Outputs) -> dict[str, Tensor]:
+    found = {k: getattr(outputs, k) for k in ("logits", "embedding") if getattr(outputs, k) is not None}
+    for key in ("features", "preactivations"):
+        found |= {f"{key}.{i}": x for i, x in enumerate(getattr(outputs, key))}
+    return found
+
+
+def _shapes(outputs: Outputs) -> Shapes:
+    return Shapes(
+        logits=tuple(outputs.logits.shape[1:]) if outputs.logits is not None else (),
+        embedding=tuple(outputs.embedding.shape[1:]) if outputs.embedding is not None else (),
+        features=tuple(tuple(x.shape[1:]) for x in outputs.features),
+        preactivations=tuple(tuple(x.shape[1:]) for x in outputs.preactivations),
+    )

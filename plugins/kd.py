@@ -1,0 +1,32 @@
+"""Knowledge distillation: the student's softened class probabilities follow the teacher's."""
+
+import torch.nn.functional as F
+from pydantic import Field
+
+from kdray import Distiller, DistillerSpec, Options, Requires, hookimpl
+
+
+class KDOptions(Options):
+    temperature: float = Field(4.0, gt=0, description="T: both logits are divided by it before the softmax.")
+
+
+class KD(Distiller):
+    """T² · KL(softmax(z_t / T) ‖ softmax(z_s / T)), mean over the batch (Hinton et al., section 2).
+
+    T² keeps the gradient's size when T changes (their equation 4).
+    """
+
+    Options = KDOptions
+    requires = Requires(student={"logits"}, teacher={"logits"})
+    paper = "Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. NIPS workshop 2014, arXiv 1503.02531"
+
+    def forward(self, student, teacher, batch, step):
+        T = self.options.temperature
+        log_p_s = F.log_softmax(student.logits / T, dim=1)
+        log_p_t = F.log_softmax(teacher.logits / T, dim=1)
+        return T**2 * F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True)
+
+
+@hookimpl
+def kdray_distillers():
+    return [DistillerSpec("kd", KD)]
