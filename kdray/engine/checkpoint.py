@@ -1,0 +1,97 @@
+"""Checkpoints of a run: a folder each, written whole or not at all, holding all that the rest of the run depends on.
+
+student.safetensors, ema.safetensors, distillers.safetensors (heads, banks, constants), optimizer.pt, state.json (counters). Random numbers
+need no saving: every draw follows from the seed and the place in the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import MismatchError, RunFailed
+
+FORMAT = 1
+
+
+@dataclass
+class Counters:
+    """Where a run stands. batch: batches done in `epoch`; sums: of the terms over those batches, for the epoch's means."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best: dict | None = None
+    teacher: dict | None = None
+    digest: str = ""
+    seconds: float = 0.0
+
+
+def save(folder: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]], optimizer: dict, keep: int) -> Path:
+    """Write checkpoint `step-…` into `folder`, then remove all but the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{counters.step:09d}"
+    part = folder / f".writing-{final.name}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        for name, state in tensors.items():
+            write_safetensors(state, part / f"{name}.safetensors")
+        torch.save(optimizer, part / "optimizer.pt")
+        (part / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(counters)}))
+        for file in part.iterdir():
+            _flush(file)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise RunFailed(
+            f"the checkpoint {final} could not be written: {error}. Earlier checkpoints are whole; free the space and `kdray resume` goes on."
+        ) from error
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if (p / "state.json").exists())
+
+
+def load(path: Path, digest: str) -> tuple[Counters, dict[str, dict[str, Tensor]], dict]:
+    """Raises MismatchError when the checkpoint belongs to another config or a newer format."""
+    state = json.loads((path / "state.json").read_text())
+    if state.pop("format") > FORMAT:
+        raise MismatchError(f"{path} was written by a newer kdray; update kdray to resume this run")
+    counters = Counters(**state)
+    if counters.digest != digest:
+        raise MismatchError(
+            f"{path} belongs to another configuration ({counters.digest[:12]}, this run has {digest[:12]}): its config.yaml was changed after the start"
+        )
+    tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+    return counters, tensors, torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
+
+
+def write_safetensors(state: dict[str, Tensor], path: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+
+
+def replace_safetensors(state: dict[str, Tensor], path: Path) -> None:
+    """As `write_safetensors`, and a reader sees the old file or the new one, never a part."""
+    part = path.with_name(f".writing-{path.name}")
+    write_safetensors(state, part)
+    _flush(part)
+    os.replace(part, path)
+
+
+def _flush(file: Path) -> None:
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())

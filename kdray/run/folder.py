@@ -1,0 +1,155 @@
+"""The folder of a run: everything that is needed to understand it, repeat it and go on with it.
+
+config.yaml        the resolved config, valid as input         metrics.jsonl    what happened, a JSON object a line
+command.txt        the command that started it                 tensorboard/     the same as curves
+environment.json   versions, plugins, hardware                 checkpoints/     for resuming
+status.json        running, finished or failed                 student.safetensors, best.safetensors
+summary.json       the results                                 MODEL_CARD.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+import uuid
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ..errors import ConfigError, did_you_mean
+
+PACKAGES = ("kdray", "ray", "torch", "torchvision", "numpy", "pluggy", "pydantic", "safetensors")
+
+
+class RunFolder:
+    """An existing run. `RunFolder.create` makes a new one."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: Path, *, config_text: str, command: str, plugins: list[dict], needed_bytes: int = 0) -> RunFolder:
+        """Raises ConfigError, and leaves nothing behind, when the name is taken or the folder cannot hold the run."""
+        if path.exists():
+            raise ConfigError(
+                f"a run named '{path.name}' exists already at {path}: go on with it by `kdray resume {path.name}`, "
+                f"or choose another name with run.name=…"
+            )
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        try:
+            path.mkdir(parents=True)
+            run = cls(path)
+            free = shutil.disk_usage(path).free
+            if free < needed_bytes:
+                raise OSError(f"{free / 1e6:,.0f} MB are free, and checkpoints need about {needed_bytes / 1e6:,.0f} MB")
+            (path / "config.yaml").write_text(config_text)
+            (path / "command.txt").write_text(command + "\n")
+            (path / "environment.json").write_text(json.dumps(environment(plugins), indent=2) + "\n")
+            run.set_status("created")
+        except OSError as error:
+            for folder in missing:  # the innermost first
+                shutil.rmtree(folder, ignore_errors=True)
+            raise ConfigError(f"the run folder {path} cannot be used: {error}. Choose another with run.dir=…, or kdray.toml's [paths] runs") from error
+        return run
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def status(self) -> dict:
+        return read_json(self.path / "status.json") or {"state": "unknown"}
+
+    @property
+    def finished(self) -> bool:
+        return self.status["state"] == "finished"
+
+    @property
+    def summary(self) -> dict | None:
+        return read_json(self.path / "summary.json")
+
+    def set_status(self, state: str, **more) -> None:
+        now = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **more}
+        write_json(self.path / "status.json", now)
+
+    def new_token(self) -> str:
+        """A fresh mark in the folder, by which a worker on another node can tell that it sees the same folder."""
+        token = uuid.uuid4().hex
+        (self.path / ".token").write_text(token)
+        return token
+
+    def rows(self, kind: str | None = None) -> list[dict]:
+        from .metrics import read_rows
+
+        return [row for row in read_rows(self.path / "metrics.jsonl") if kind in (None, row.get("kind"))]
+
+
+def list_runs(folder: Path) -> list[dict]:
+    """Every run in `folder`, the newest last: name, path, state, and the accuracy where there is one."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else []:
+        if (path / "status.json").exists():
+            run = RunFolder(path)
+            summary = run.summary or {}
+            found.append(
+                {
+                    "name": run.name,
+                    "path": str(path.resolve()),
+                    "state": run.status["state"],
+                    "started": (path / "command.txt").stat().st_mtime,
+                    "last": (summary.get("last") or {}).get("top1"),
+                    "best": (summary.get("best") or {}).get("top1"),
+                }
+            )
+    return sorted(found, key=lambda run: run["started"])
+
+
+def find_run(name: str, folder: Path) -> RunFolder:
+    """A run by its name in `folder`, or by its path."""
+    for path in (Path(name), folder / name):
+        if (path / "status.json").exists():
+            return RunFolder(path.resolve())
+    known = [run["name"] for run in list_runs(folder)]
+    raise ConfigError(f"no run '{name}' in {folder}.{did_you_mean(name, known)} `kdray list runs` shows them all.")
+
+
+def environment(plugins: list[dict]) -> dict:
+    """What the run ran on."""
+    import torch
+
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": gpus,
+        "packages": packages,
+        "plugins": plugins,
+    }
+
+
+def read_json(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, value: dict) -> None:
+    """A reader sees the old text or the new one, never a part."""
+    part = path.with_name(f".writing-{path.name}")
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(part, path)

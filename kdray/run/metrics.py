@@ -1,0 +1,51 @@
+"""metrics.jsonl, written by the first worker; and progress.json, which says where it is just now.
+
+The files are all that passes between the workers and whoever watches, so that a run is watched alike in this process, on a cluster and later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from .folder import write_json
+
+
+class FileLog:
+    """The engine's `Log`, in a run folder."""
+
+    def __init__(self, folder: Path, progress_every: float = 0.3):
+        self.file, self.now = folder / "metrics.jsonl", folder / "progress.json"
+        self.progress_every, self._last = progress_every, ("", 0.0)
+
+    def row(self, row: dict) -> None:
+        with open(self.file, "a") as handle:
+            handle.write(json.dumps(row) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forget what happened after `step`: it will happen again."""
+        rows = [row for row in read_rows(self.file) if row["step"] <= step]
+        part = self.file.with_name(".writing-metrics.jsonl")
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(part, self.file)
+
+    def progress(self, **now) -> None:
+        phase, at = self._last
+        if now["phase"] != phase or time.monotonic() - at >= self.progress_every:
+            self._last = now["phase"], time.monotonic()
+            write_json(self.now, now)
+
+
+def read_rows(file: Path) -> list[dict]:
+    """All whole rows; a last line that is still being written is left out."""
+    if not file.exists():
+        return []
+    rows = []
+    for line in file.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
