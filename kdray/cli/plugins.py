@@ -1,0 +1,84 @@
+"""`kdray plugins`: every plugin that was found, what it provides, and why it failed."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from ..errors import did_you_mean
+
+
+def plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array of objects with `name`.")] = False,
+) -> None:
+    """Show all plugins: built in, of installed packages, and the local ones that kdray.toml names.
+
+    A broken plugin is shown with its error and does not make this command fail. To switch one off, put its
+    distribution, its name, or `distribution:name` under `[plugins] block` in kdray.toml, or into the environment
+    variable KDRAY_BLOCK.
+
+    Examples:
+
+        kdray plugins
+
+        kdray plugins --json
+
+        KDRAY_BLOCK=kdray-foo kdray plugins
+    """
+    from ..registry import Registry
+
+    registry = Registry.default()
+    if as_json:
+        typer.echo(json.dumps([_describe(info) for info in registry.host.plugins], indent=2))
+    else:
+        _print_table(registry.host.plugins)
+    for conflict in registry.conflicts():
+        typer.echo(f"conflict: {conflict}", err=True)
+    known = {name for info in registry.host.plugins for name in (info.dist, info.name) if name}
+    for block in registry.host.idle_blocks:
+        hint = did_you_mean(block, known)
+        typer.echo(f"warning: '{block}' is to be blocked, but no plugin is named so.{hint}", err=True)
+
+
+def _describe(info) -> dict:
+    return {
+        "name": info.name,
+        "distribution": info.dist,
+        "version": info.version,
+        "status": info.status,
+        "provides": {kind: sorted(specs) for kind, specs in info.specs.items()},
+        "hooks": info.hooks,
+        "phase": info.phase,
+        "error": info.error,
+        "path": info.source_path,
+        "sha256": info.sha256,
+    }
+
+
+def _print_table(infos) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("name", "distribution", "status", "provides", box=box.SIMPLE_HEAD, pad_edge=False)
+    for info in infos:
+        origin = f"{info.dist} {info.version}" if info.dist else info.source_path
+        style = {"failed": "red", "blocked": "dim"}.get(info.status, "")
+        table.add_row(info.name, Text(origin), Text(info.status, style), Text(_provides(info)))
+    Console(highlight=False).print(table)
+
+
+def _provides(info) -> str:
+    """What a plugin provides, at most four names a kind; for one that failed, where and why."""
+    if info.status == "failed":
+        return f"{info.phase}: {info.error}"
+    parts = []
+    for kind, specs in info.specs.items():
+        names = sorted(specs)
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        parts.append(f"{kind}: {', '.join(names[:4])}{more}")
+    lifecycle = [hook for hook in info.hooks if hook.removeprefix("kdray_") not in info.specs]
+    return "; ".join(parts + lifecycle)
