@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from .folder import read_json
-from .metrics import read_rows
 
 
 class Watch:
     """While it is open, calls `on_row(row)` for each new row of metrics.jsonl and `on_progress(dict)` several times a second.
 
-    A rewound file (after a restart) is read again from where it was cut: rows that were told already are not told twice.
+    Rows that are there when it opens are not told. After a restart, what is done again is told again.
     """
 
     def __init__(self, folder: Path, on_row: Callable[[dict], None], on_progress: Callable[[dict], None], every: float = 0.2):
         self.folder, self.on_row, self.on_progress, self.every = folder, on_row, on_progress, every
-        self.told = len(read_rows(folder / "metrics.jsonl"))
+        self.file = folder / "metrics.jsonl"
+        self.inode, self.place = self._size()
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, name="kdray-watch", daemon=True)
 
@@ -35,12 +36,25 @@ class Watch:
         while not self.stop.wait(self.every):
             self._look()
 
+    def _size(self) -> tuple[int, int]:
+        try:
+            stat = self.file.stat()
+        except OSError:
+            return 0, 0
+        return stat.st_ino, stat.st_size
+
     def _look(self) -> None:
-        rows = read_rows(self.folder / "metrics.jsonl")
-        self.told = min(self.told, len(rows))
-        for row in rows[self.told :]:
-            self.on_row(row)
-        self.told = len(rows)
+        inode, size = self._size()
+        if inode != self.inode:  # rewound: the file was written anew, with what stays of the old one in front
+            self.inode, self.place = inode, min(self.place, size)
+        if size > self.place:
+            with open(self.file, "rb") as handle:
+                handle.seek(self.place)
+                new = handle.read()
+            whole = new[: new.rfind(b"\n") + 1]  # a last line may still be on its way
+            self.place += len(whole)
+            for line in whole.splitlines():
+                self.on_row(json.loads(line))
         now = read_json(self.folder / "progress.json")
         if now:
             self.on_progress(now)

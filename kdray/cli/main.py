@@ -1,0 +1,55 @@
+"""The command line. A verb a file; torch and Ray are imported inside the verbs, so that `kdray --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from . import doctor, evaluate, list_, plugins, resume, schema, show, train, validate
+
+app = typer.Typer(
+    name="kdray",
+    help="Distributed knowledge distillation with plugins, on Ray Train.\n\nStart with: kdray train configs/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("resume")(resume.resume)
+app.command("evaluate")(evaluate.evaluate)
+app.command("show")(show.show)
+app.command("validate")(validate.validate)
+app.command("schema")(schema.schema)
+app.command("list")(list_.list_)
+app.command("plugins")(plugins.plugins)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"kdray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version.")) -> None:
+    pass
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 the run failed, 2 config or arguments, 3 a plugin, 4 a cache or resume mismatch, 130 interrupted."""
+    from ..errors import KdrayError
+
+    try:
+        app()
+    except KdrayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

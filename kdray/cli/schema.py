@@ -1,0 +1,22 @@
+"""`kdray schema`"""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+
+def schema() -> None:
+    """Print the JSON Schema of config files, options of installed plugins included, for editors that complete and check.
+
+    Example:
+
+        kdray schema > .kdray.schema.json
+
+    and in the first line of a config: `# yaml-language-server: $schema=../.kdray.schema.json`
+    """
+    from ..config.jsonschema import json_schema
+    from ..registry import Registry
+
+    typer.echo(json.dumps(json_schema(Registry.default()), indent=2))

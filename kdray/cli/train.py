@@ -1,0 +1,85 @@
+"""`kdray train`"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from .arguments import Address, AsJson, ConfigFile, CpusPerWorker, NumWorkers, Overrides, command_line, with_flags
+
+
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    num_workers: NumWorkers = None,
+    cpus_per_worker: CpusPerWorker = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run's folder. [run.name]")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Run once for each of these seeds: 0,1,2.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, print the plan, train nothing.")] = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Distil a student, or train a teacher: whatever the config says.
+
+    Examples:
+
+        kdray train configs/quickstart.yaml
+
+        kdray train configs/crd.yaml --num-workers 8
+
+        kdray train configs/crd.yaml losses.crd.temperature=0.1 data.batch_size=128 --name crd-warm
+
+        kdray train configs/quickstart.yaml --seeds 0,1,2,3,4 --num-workers 0
+    """
+    from ..config.load import load_config
+    from ..config.project import find_project
+    from ..errors import ConfigError
+    from ..launch.experiment import Experiment
+    from ..registry import Registry
+    from ..run.console import Console
+    from ..run.plan import plan
+
+    registry, project = Registry.default(), find_project()
+    changes = with_flags(overrides, num_workers=num_workers, cpus_per_worker=cpus_per_worker, name=name)
+    try:
+        chosen = [int(seed) for seed in seeds.split(",")] if seeds else [None]
+    except ValueError:
+        raise ConfigError(f"--seeds wants whole numbers with commas between them, as in 0,1,2; not '{seeds}'") from None
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(f"--seeds names a seed twice: {seeds}")
+    configs = []
+    for seed in chosen:
+        loaded = load_config(config, changes if seed is None else [*changes, f"seed={seed}"], registry=registry)
+        configs.append(loaded.config if seed is None else _named(loaded.config, seed))
+    experiment = Experiment(registry, project, Console(), command_line(), address)
+    if dry_run:
+        typer.echo(plan(configs[0], experiment.check(configs[0])))
+        return
+    report([experiment.start(each) for each in configs], as_json)
+
+
+def _named(config, seed: int):
+    name = f"{config.run.name or config.name}-seed{seed}"
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+
+
+def report(runs: list, as_json: bool) -> None:
+    """The end of a command: a table for each run, and one over seeds."""
+    from rich.console import Console
+
+    from ..run.summary import seeds_table, table
+
+    summaries = [run.summary for run in runs]
+    if as_json:
+        typer.echo(json.dumps(summaries if len(summaries) > 1 else summaries[0], indent=2))
+        return
+    out = Console(soft_wrap=True)
+    for summary in summaries:
+        out.print()
+        out.print(table(summary))
+        out.print(f"run: {summary['path']}", markup=False, highlight=False)
+    if len(summaries) > 1:
+        out.print()
+        out.print(seeds_table(summaries))

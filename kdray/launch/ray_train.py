@@ -1,0 +1,93 @@
+"""A group of Ray Train workers around the training loop.
+
+Ray carries the workers and starts them again when one is lost. Checkpoints, metrics and the decision where to go on are kdray's own: they are in the
+run folder, so nothing is reported to Ray.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+
+from ..errors import RunFailed
+from .session import RaySession
+from .worker import Assignment, as_error, failures, final_failure, work
+
+
+def _train_fn(config: dict) -> None:
+    import ray.train
+    import ray.train.torch
+
+    from ..engine.context import Context
+
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    work(config["assignment"], Context(context.get_world_rank(), context.get_world_size(), device))
+
+
+def run_on_ray(session: RaySession, assignment: Assignment, num_workers: int, cpus: float, use_gpu: bool, max_failures: int) -> None:
+    """Raises the worker's own error, or RunFailed when workers were lost more often than `max_failures`."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    folder = assignment.job.folder
+    scratch = folder / ".ray"
+    resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+    trainer = TorchTrainer(
+        _train_fn,
+        train_loop_config={"assignment": assignment},
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name="group",
+            storage_path=str(scratch),
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=1),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    before = _placement_groups()
+    outcome: list[BaseException | None] = []
+
+    def fit():
+        try:
+            trainer.fit()
+            outcome.append(None)
+        except BaseException as error:  # noqa: B902 - SystemExit too: it is how Ray ends an interrupted fit
+            outcome.append(error)
+
+    # In a thread of its own: Ray replaces the main thread's SIGINT handler, and Ctrl-C is ours.
+    thread = threading.Thread(target=fit, name="kdray-fit", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+    finally:
+        _sweep(before)
+        shutil.rmtree(scratch, ignore_errors=True)
+    if final := final_failure(folder):
+        raise as_error(final)
+    if outcome[0] is not None:
+        raise RunFailed(_lost(outcome[0], failures(folder), max_failures)) from outcome[0]
+
+
+def _lost(error: BaseException, echoes: list[dict], max_failures: int) -> str:
+    last = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__).strip()
+    seen = f" Another worker saw: {echoes[0]['message'].splitlines()[0]}." if echoes and echoes[0]["message"] else ""
+    return (
+        f"workers were lost more often than scale.max_failures ({max_failures}) allows. Ray says: {last}.{seen} A worker that vanishes was killed, "
+        "often for memory. `kdray resume` goes on from the last checkpoint."
+    )
+
+
+def _placement_groups() -> set[str]:
+    from ray.util import placement_group_table
+
+    return {key for key, group in placement_group_table().items() if group["state"] != "REMOVED"}
+
+
+def _sweep(before: set[str]) -> None:
+    """Free what a failed start leaves reserved: Ray keeps its placement group until the session ends."""
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for key in _placement_groups() - before:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))

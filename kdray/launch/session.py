@@ -1,0 +1,84 @@
+"""One Ray session for all that a command runs: started here or joined, quiet, and left as it was found."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from ..config.schema import ScaleConfig
+from ..errors import ConfigError
+
+# Ray reads these at import; what the user has set stays. Without the first, workers notice nothing for 2 s at a time.
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "disabled",
+}
+
+
+class RaySession:
+    def __init__(self, address: str | None = None):
+        self.address = address or os.environ.get("RAY_ADDRESS")
+
+    def __enter__(self) -> RaySession:
+        joins = bool(self.address) and self.address != "local"
+        for key, value in SETTINGS.items():
+            if not (joins and key == "RAY_AUTH_MODE"):  # a cluster has its own way of authentication
+                os.environ.setdefault(key, value)
+        import ray
+
+        self.ray, self.started = ray, not ray.is_initialized()
+        if self.started:
+            quiet = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
+            try:
+                ray.init(address=self.address if joins else "local", **({} if joins else {"include_dashboard": False}), **quiet)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                where = f"the Ray cluster at {self.address}" if joins else "Ray on this machine"
+                raise ConfigError(f"{where} could not be reached: {error}") from error
+        return self
+
+    def __exit__(self, *_):
+        if self.started:
+            self.ray.shutdown()
+
+    def nodes(self) -> list[dict[str, float]]:
+        """Resources of each living node."""
+        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+
+
+def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float, bool]:
+    """CPUs a worker, and whether each gets a GPU. Raises ConfigError when the nodes have less than asked, with flags that would fit."""
+    workers = scale.num_workers
+    cpus = [node.get("CPU", 0.0) for node in nodes]
+    gpus = [node.get("GPU", 0.0) for node in nodes]
+    has = f"{len(nodes)} node{'s' if len(nodes) != 1 else ''} with {sum(cpus):g} CPUs and {sum(gpus):g} GPUs"
+
+    use_gpu = sum(int(n) for n in gpus) >= workers if scale.use_gpu == "auto" else scale.use_gpu
+    if use_gpu and sum(int(n) for n in gpus) < workers:
+        fits = f"--num-workers {int(sum(gpus))}, or " if sum(gpus) >= 1 else ""
+        raise ConfigError(f"asked for {workers} workers with a GPU each; the cluster has {has}. What fits: {fits}scale.use_gpu=false")
+
+    def hold(each: float) -> int:
+        return sum(int(n / each + 1e-9) for n in cpus)
+
+    if scale.cpus_per_worker is not None:
+        each = scale.cpus_per_worker
+    else:
+        each = max(1, int(sum(cpus)) // workers)
+        while each > 1 and hold(each) < workers:
+            each -= 1
+    if hold(each) < workers:
+        options = [f"--num-workers {hold(each)}"] if hold(each) else []
+        smaller = next((1 / k for k in range(1, 1001) if hold(1 / k) >= workers), None)
+        if smaller:
+            options.append(f"--cpus-per-worker {math.floor(smaller * 1000) / 1000:g}")
+        raise ConfigError(
+            f"asked for {workers} workers with {each:g} CPU{'s' if each != 1 else ''} each; the cluster has {has}. "
+            f"What fits: {' or '.join([*options, '--num-workers 0 (in this process)'])}"
+        )
+    return each, use_gpu

@@ -1,0 +1,82 @@
+"""What happens on a worker around the training loop, whoever started it: plugins are compared, threads set, failures written down."""
+
+from __future__ import annotations
+
+import json
+import re
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..engine.train import Job
+from ..errors import ConfigError, KdrayError, MismatchError, PluginError, RunFailed
+
+# What a worker reports when another one is gone. It is not the cause, and the group may try again.
+PEER_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|process group|peer", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the driver sends to each worker."""
+
+    job: Job
+    plugins: list[dict]
+    local_sources: dict[str, str] = field(default_factory=dict)
+    blocked: tuple[str, ...] = ()
+    token: str = ""
+    threads: int = 1
+
+
+def work(assignment: Assignment, context) -> None:
+    """Train as one worker. A failure is written to the run folder before it is raised, so that it is not lost on the way to the driver."""
+    import torch
+
+    from ..engine.train import train
+    from ..loader import load_plugins
+    from ..registry import Registry, check_fingerprint
+    from ..run.metrics import FileLog
+
+    folder = assignment.job.folder
+    if final_failure(folder):
+        return  # the group was restarted after a failure that would only happen again
+    try:
+        if not folder.is_dir() or (folder / ".token").read_text() != assignment.token:
+            raise ConfigError(
+                f"worker {context.rank} does not see the run folder {folder}: put it (run.dir, or [paths] runs in kdray.toml) on storage that every node shares"
+            )
+        torch.set_num_threads(assignment.threads)
+        registry = Registry(load_plugins(blocked=assignment.blocked, local_sources=assignment.local_sources))
+        check_fingerprint(assignment.plugins, registry.fingerprint())
+        train(assignment.job, registry, context, FileLog(folder))
+    except Exception as error:
+        write_failure(folder, context.rank, error)
+        raise
+
+
+def write_failure(folder: Path, rank: int, error: Exception) -> None:
+    final = isinstance(error, KdrayError) or not (isinstance(error, OSError) or PEER_LOST.search(str(error)))
+    lines = traceback.format_exception(error)
+    try:
+        (folder / "failures").mkdir(exist_ok=True)
+        entry = {"rank": rank, "type": type(error).__name__, "message": str(error), "final": final, "traceback": "".join(lines)}
+        (folder / "failures" / f"rank-{rank}.json").write_text(json.dumps(entry))
+    except OSError:
+        pass  # the error itself is raised; there is nowhere left to write
+
+
+def failures(folder: Path) -> list[dict]:
+    found = [json.loads(file.read_text()) for file in sorted((folder / "failures").glob("rank-*.json"))]
+    return sorted(found, key=lambda entry: not entry["final"])  # causes first, echoes after
+
+
+def final_failure(folder: Path) -> dict | None:
+    return next((entry for entry in failures(folder) if entry["final"]), None)
+
+
+def as_error(entry: dict) -> KdrayError:
+    """The exception that stands for a written failure: kdray's own as they were, others with the end of their traceback."""
+    known = {cls.__name__: cls for cls in (ConfigError, MismatchError, PluginError, RunFailed)}
+    if entry["type"] in known:
+        return known[entry["type"]](entry["message"])
+    tail = "\n".join(entry["traceback"].rstrip().splitlines()[-6:])
+    return RunFailed(f"worker {entry['rank']} failed:\n{tail}")

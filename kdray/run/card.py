@@ -1,0 +1,61 @@
+"""MODEL_CARD.md: what a person must know before using a student."""
+
+from __future__ import annotations
+
+import json
+
+from ..config.schema import Config
+from .folder import RunFolder
+
+
+def model_card(run: RunFolder, config: Config, summary: dict) -> str:
+    environment = json.loads((run.path / "environment.json").read_text())
+    data, best = config.data, summary["best"]
+    rows = [("student, last epoch", config.student.model, summary["last"]["top1"])]
+    rows.append((f"student, best epoch ({best['epoch']}, by {best['split']})", config.student.model, best["test_top1"]))
+    if "alone" in summary:
+        rows.insert(0, ("student alone, last epoch", config.student.model, summary["alone"]["last"]["top1"]))
+    if "teacher" in summary:
+        rows.insert(0, ("teacher", config.teacher.model, summary["teacher"]["top1"]))
+    lines = [
+        f"# {run.name}",
+        "",
+        f"A `{config.student.model}` ({summary['parameters']:,} parameters) trained on `{data.name}`"
+        + (f", distilled from a `{config.teacher.model}`." if config.teacher else "."),
+        "",
+        "| network | model | test accuracy |",
+        "| --- | --- | ---: |",
+        *(f"| {what} | {model} | {top1:.2%} |" for what, model, top1 in rows),
+        "",
+        "## Files",
+        "",
+        "- `student.safetensors`: weights of the last epoch. `best.safetensors`: of the best one.",
+        "- `config.yaml`: the resolved config; `kdray train` runs it again.",
+        "",
+        "## Training",
+        "",
+        f"- losses: {', '.join(f'{label} (weight {_weight(loss.weight)})' for label, loss in config.losses.items())}",
+        f"- {config.schedule.epochs} epochs, global batch {data.batch_size}, {config.optimizer.name}, learning rate {config.optimizer.lr:g}, "
+        f"precision {config.engine.precision}, seed {config.seed}",
+        f"- augmentation: {', '.join(str(entry) for entry in data.augment) or 'none'}"
+        + (f"; {data.samples} training samples" if data.samples else ""),
+        f"- {summary['seconds']:,.0f} s of training on {_hardware(environment)}",
+        f"- command: `{(run.path / 'command.txt').read_text().strip()}`",
+        f"- {', '.join(f'{name} {version}' for name, version in environment['packages'].items() if version)}",
+        "",
+        "## Limits",
+        "",
+        "The accuracies are of one seed on the test set of the data set named above. "
+        + ("The best epoch was chosen on the test set itself, which flatters it. " if best["split"] == "test" else "")
+        + "Nothing is known of other data, of fairness, or of robustness.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _weight(weight) -> str:
+    return f"{weight:g}" if isinstance(weight, float | int) else f"{weight.start:g} to {weight.value:g}"
+
+
+def _hardware(environment: dict) -> str:
+    gpus = environment["gpus"]
+    return f"{len(gpus)} × {gpus[0]}" if gpus else f"{environment['cpus']} CPU cores"

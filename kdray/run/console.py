@@ -1,0 +1,99 @@
+"""What the terminal shows of a run: a live line where there is a terminal, plain lines elsewhere. All of it on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console as Rich
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..config.schema import Config
+from .folder import RunFolder
+
+
+class Console:
+    def __init__(self):
+        self.rich = Rich(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        self.rich.print(text, markup=False)
+
+    @contextlib.contextmanager
+    def training(self, run: RunFolder, config: Config) -> Iterator[Screen]:
+        resumed = (run.path / "checkpoints").is_dir()
+        self.say(f"{'resuming' if resumed else 'run'} {run.path}")
+        screen = Screen(self, run, config)
+        try:
+            yield screen
+        finally:
+            screen.close()
+
+
+class Screen:
+    """Receives the rows and the progress of one run."""
+
+    def __init__(self, console: Console, run: RunFolder, config: Config):
+        self.console, self.epochs = console, config.schedule.epochs
+        self.trackers = None
+        self.run = run
+        self.bar = None
+        if console.rich.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("epochs"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=console.rich,
+                transient=True,
+            )
+            self.task = self.bar.add_task("starting", total=self.epochs)
+            self.bar.start()
+
+    def progress(self, now: dict) -> None:
+        if self.bar is None:
+            return
+        if now["phase"] == "training":
+            done = now["epoch"] + now["batch"] / now["batches"]
+            text = f"epoch {now['epoch'] + 1}, batch {now['batch']}/{now['batches']}"
+            self.bar.update(self.task, completed=round(done, 2), description=text)
+        else:
+            self.bar.update(self.task, description=now["phase"])
+
+    def row(self, row: dict) -> None:
+        if row["kind"] == "teacher":
+            self.console.say(f"  teacher: {row['top1']:.2%} on the test set")
+        elif row["kind"] == "epoch":
+            self.console.say(epoch_line(row, self.epochs))
+        if row["kind"] in ("step", "epoch"):
+            self._tensorboard().row(row)
+
+    def _tensorboard(self):
+        if self.trackers is None:
+            from .tensorboard import TensorBoard
+
+            self.trackers = TensorBoard(self.run.path / "tensorboard")
+        return self.trackers
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+        if self.trackers:
+            self.trackers.close()
+
+
+def epoch_line(row: dict, epochs: int) -> str:
+    """`  12/30  loss 1.234 (ce 0.512, kd 0.722)  test 87.12 %  best 88.00 % (epoch 9)  1,234 pictures/s`"""
+    width = len(str(epochs))
+    terms = ", ".join(f"{name} {value:.3f}" for name, value in row["terms"].items())
+    results = "  ".join(f"{split} {row[split]['top1']:.2%}" for split in ("validation", "test") if split in row)
+    best = row["best"]
+    return (
+        f"  {row['epoch']:>{width}}/{epochs}  loss {row['loss']:.3f} ({terms})  {results}  "
+        f"best {best['top1']:.2%} (epoch {best['epoch']})  {row['pictures_per_second']:,.0f} pictures/s"
+    )
+
+

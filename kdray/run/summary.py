@@ -1,0 +1,119 @@
+"""What a finished run amounts to: summary.json, the table at the end, the model card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..config.schema import Config
+from .folder import RunFolder, write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def summarise(run: RunFolder, config: Config, teacher_run: RunFolder | None, alone: RunFolder | None) -> dict:
+    """Write summary.json and MODEL_CARD.md, and return the former."""
+    from .card import model_card
+
+    epochs = run.rows("epoch")
+    last = epochs[-1]
+    teacher = next(iter(run.rows("teacher")), None)
+    summary = {
+        "name": run.name,
+        "path": str(run.path.resolve()),
+        "student": config.student.model,
+        "parameters": _parameters(run),
+        "last": _scores(last),
+        "best": {**last["best"], "test_top1": last["best"].get("test", last["best"]["top1"])},
+        "seconds": last["seconds"],
+        "pictures_per_second": last["pictures_per_second"],
+        "seed": config.seed,
+    }
+    if teacher:
+        summary["teacher"] = {
+            "model": config.teacher.model,
+            "run": teacher_run.name if teacher_run else None,
+            "parameters": _parameters(teacher_run) if teacher_run else None,
+            **_scores(teacher),
+        }
+    if alone:
+        summary["alone"] = {key: (alone.summary or {})[key] for key in ("name", "last", "best", "parameters")}
+    write_json(run.path / "summary.json", summary)
+    (run.path / "MODEL_CARD.md").write_text(model_card(run, config, summary))
+    return summary
+
+
+def _scores(row: dict) -> dict:
+    test = row.get("test", row)
+    scores = {name: test[name] for name in ("top1", "top5", "loss")}
+    if "validation" in row:
+        scores["validation_top1"] = row["validation"]["top1"]
+    if "epoch" in row:
+        scores["epoch"] = row["epoch"]
+    return scores
+
+
+def _parameters(run: RunFolder) -> int:
+    """From the header of the weights file: nothing is loaded."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    with safe_open(run.path / "student.safetensors", "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(prod(shape) for name, shape in shapes.items() if not name.endswith(buffers))
+
+
+def table(summary: dict) -> Table:
+    """Teacher, student alone, distilled student: accuracy on the test set at the last and at the best epoch."""
+    from rich.table import Table
+
+    found = Table(title=summary["name"], title_justify="left")
+    found.add_column("")
+    found.add_column("network")
+    for head in ("parameters", "last epoch", "best epoch"):
+        found.add_column(head, justify="right")
+
+    def add(what, network, parameters, last, best):
+        shown = f"{best['test_top1']:.2%} ({best['epoch']})" if best else ""
+        found.add_row(what, network, f"{parameters:,}" if parameters else "", f"{last['top1']:.2%}", shown)
+
+    if "teacher" in summary:
+        teacher = summary["teacher"]
+        add("teacher", teacher["model"], teacher["parameters"], teacher, None)
+    if "alone" in summary:
+        alone = summary["alone"]
+        add("student alone", summary["student"], alone["parameters"], alone["last"], alone["best"])
+    what = "distilled student" if "teacher" in summary else "student"
+    add(what, summary["student"], summary["parameters"], summary["last"], summary["best"])
+    found.caption = "accuracy on the test set; best by " + ("the validation set" if summary["best"]["split"] == "validation" else "the test set itself")
+    found.caption_justify = "left"
+    return found
+
+
+def seeds_table(summaries: list[dict]) -> Table:
+    """The same over several seeds: mean ± standard deviation."""
+    from statistics import mean, stdev
+
+    from rich.table import Table
+
+    found = Table(title=f"{len(summaries)} seeds, mean ± deviation", title_justify="left")
+    for head in ("", "last epoch", "best epoch"):
+        found.add_column(head, justify="right" if head else "left")
+
+    def spread(values):
+        return f"{mean(values):.2%} ± {stdev(values):.2%}" if len(values) > 1 else f"{values[0]:.2%}"
+
+    for what, pick in (
+        ("teacher", lambda s: (s["teacher"]["top1"], None)),
+        ("student alone", lambda s: (s["alone"]["last"]["top1"], s["alone"]["best"]["test_top1"])),
+        ("distilled student", lambda s: (s["last"]["top1"], s["best"]["test_top1"])),
+    ):
+        key = {"teacher": "teacher", "student alone": "alone"}.get(what)
+        if key is None or all(key in s for s in summaries):
+            last, best = zip(*(pick(s) for s in summaries))
+            found.add_row(what, spread(last), spread(best) if best[0] is not None else "")
+    return found
+
+
