@@ -12,7 +12,7 @@ _HOME = {
     "options": ["Options"],
     "specs": ["AugmentationSpec", "DatasetSpec", "DistillerSpec", "Layers", "ModelSpec", "OptimizerSpec"],
     "distiller": ["Batch", "Distiller", "Outputs", "Requires", "Setup", "Shapes", "Step"],
-    "negatives": ["BankOptions", "BatchOptions", "QueueOptions", "negatives"],
+    "negatives": ["BankOptions", "BatchOptions", "QueueOptions", "negative_pool"],
     "data.source": ["Source"],
     "data.augment": ["Augmentation"],
     "errors": ["ConfigError", "KdrayError", "MismatchError", "PluginError", "RunFailed"],

@@ -48,7 +48,7 @@ class Scores:
     valid: Tensor | None = None
 
 
-def negatives(options: BankOptions | QueueOptions | BatchOptions, dim: int, setup: Setup) -> nn.Module:
+def negative_pool(options: BankOptions | QueueOptions | BatchOptions, dim: int, setup: Setup) -> nn.Module:
     """The pool for `options`: call it with (g_s, g_t, batch, step) for the scores of both directions, `update(batch, step)` after the backward pass."""
     return {"bank": Bank, "queue": Queue, "batch": InBatch}[options.kind](options, dim, setup)
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from kdray import BankOptions, BatchOptions, Distiller, DistillerSpec, Options, QueueOptions, Requires, hookimpl, negatives
+from kdray import BankOptions, BatchOptions, Distiller, DistillerSpec, Options, QueueOptions, Requires, hookimpl, negative_pool
 
 
 class CRDOptions(Options):
@@ -34,7 +34,7 @@ class CRD(Distiller):
         super().__init__(options, setup)
         self.embed_s = nn.Linear(setup.student.embedding[0], options.dim)
         self.embed_t = nn.Linear(setup.teacher.embedding[0], options.dim)
-        self.contrast = negatives(options.negatives, options.dim, setup)
+        self.contrast = negative_pool(options.negatives, options.dim, setup)
         self.num_samples = setup.num_samples
         # Z of the student's and the teacher's scores, 0 until it is fixed.
         self.register_buffer("z_s", torch.zeros(()))
