@@ -1,4 +1,4 @@
-"""The shape of a config file. Each section's description is the documentation that `kdray schema` and the editor show."""
+"""The shape of a config file. The descriptions are the documentation that `kdray schema` and the editor show."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..options import Options
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
 
 
 class Open(BaseModel):
@@ -41,22 +42,45 @@ class DataConfig(Open):
     name: str = Field(description="Name of the data set (`kdray list datasets`).")
     path: str | None = Field(None, description="Where its files are. Default: <data folder of kdray.toml>/<name>.")
     batch_size: int = Field(gt=0, description="Global batch size, over all workers.")
-    augment: list[str | dict[str, dict]] = Field([], description="Augmentations of the training pictures, in order: a name, or {name: {option: value}}.")
-    evaluate: list[str | dict[str, dict]] = Field([], description="What is done to pictures at evaluation, in order (resize, center_crop).")
+    augment: list[str | dict[str, dict]] = Field(
+        [], description="Augmentations of the training pictures, in order: a name, or {name: {option: value}}."
+    )
+    evaluate: list[str | dict[str, dict]] = Field(
+        [], description="What is done to pictures at evaluation, in order (resize, center_crop)."
+    )
     normalize: Normalize | None = Field(None, description="Mean and deviation. Default: those of the data set.")
-    samples: Annotated[int, Field(gt=0)] | None = Field(None, description="Use only so many training samples, drawn evenly over the classes by the seed.")
+    samples: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Use only so many training samples, drawn evenly over the classes by the seed."
+    )
     validation: Share = Field(0.0, description="Share of the training set held out for validation, drawn by the seed.")
-    views: Annotated[int, Field(gt=0)] | None = Field(None, description="Epoch e uses view e mod this number. Default: a view an epoch.")
-    in_memory: Literal["auto"] | bool = Field("auto", description="Decode once and keep as uint8 in memory. auto: when all pictures have one size and fit in 2 GiB.")
-    last_batch: Literal["keep", "drop"] = Field("keep", description="What becomes of the samples that do not fill a whole batch at an epoch's end.")
-    threads: Annotated[int, Field(ge=1)] = Field(4, description="Decoding threads a worker, when pictures are streamed.")
+    views: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Epoch e uses view e mod this number. Default: a view an epoch."
+    )
+    in_memory: Literal["auto"] | bool = Field(
+        "auto",
+        description="Decode once and keep as uint8 in memory. auto: when all pictures have one size and fit in 2 GiB.",
+    )
+    last_batch: Literal["keep", "drop"] = Field(
+        "keep", description="What becomes of the samples that do not fill a whole batch at an epoch's end."
+    )
+    threads: Annotated[int, Field(ge=1)] = Field(
+        4, description="Decoding threads a worker, when pictures are streamed."
+    )
 
 
 class ModelConfig(Open):
-    model: str = Field(description="A name of `kdray list models`, or `module:factory` for any function that returns an nn.Module.")
-    checkpoint: str | None = Field(None, description="File of weights: .safetensors, or a torch file with a state dict, plain or under `state_dict` or `model`.")
+    model: str = Field(
+        description="A name of `kdray list models`, or `module:factory` for any function that returns an nn.Module."
+    )
+    checkpoint: str | None = Field(
+        None,
+        description="Weights: .safetensors, or a torch file with a state dict, plain or under `state_dict` or `model`.",
+    )
     weights: str | None = Field(None, description="Name of published weights, for models that offer them (DEFAULT).")
-    layers: LayersConfig | None = Field(None, description="Where the outputs are tapped. Needed for networks that kdray does not know, when a loss wants feature maps.")
+    layers: LayersConfig | None = Field(
+        None,
+        description="Where outputs are tapped. Needed for losses on the feature maps of networks unknown to kdray.",
+    )
 
 
 class StudentConfig(ModelConfig):
@@ -64,9 +88,16 @@ class StudentConfig(ModelConfig):
 
 
 class TeacherConfig(ModelConfig):
-    train: str | None = Field(None, description="Config that trains this teacher when it has not been trained yet; relative to this file.")
-    normalize: Normalize | None = Field(None, description="The teacher's own mean and deviation. Default: those of its published weights, else of the data.")
-    min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="Refuse a teacher whose test accuracy (0..1) is lower.")
+    train: str | None = Field(
+        None, description="Config that trains this teacher when it has not been trained yet; relative to this file."
+    )
+    normalize: Normalize | None = Field(
+        None,
+        description="The teacher's own mean and deviation. Default: those of its published weights, else of the data.",
+    )
+    min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Refuse a teacher whose test accuracy (0..1) is lower."
+    )
 
     @model_validator(mode="after")
     def one_source(self):
@@ -79,7 +110,7 @@ class TeacherConfig(ModelConfig):
 
 
 class WeightSchedule(Options):
-    """A weight that moves: linear from `start` to `value` over `warmup` epochs, then linear to `end` over the last `decay` epochs."""
+    """A weight that moves: linearly from `start` to `value` over `warmup` epochs, to `end` over the last `decay`."""
 
     value: float = Field(ge=0, description="The weight after the warm-up.")
     start: float = Field(0.0, ge=0, description="The weight at epoch 0.")
@@ -90,7 +121,9 @@ class WeightSchedule(Options):
 
 class LossConfig(Open):
     use: str | None = Field(None, description="The distiller, where the label is not its name.")
-    weight: Annotated[float, Field(ge=0)] | WeightSchedule = Field(1.0, description="Factor of this loss, or a schedule.")
+    weight: Annotated[float, Field(ge=0)] | WeightSchedule = Field(
+        1.0, description="Factor of this loss, or a schedule."
+    )
 
 
 class OptimizerConfig(Open):
@@ -100,9 +133,15 @@ class OptimizerConfig(Open):
 
 class ScheduleConfig(Options):
     epochs: int = Field(gt=0, description="Passes over the training set.")
-    name: Literal["constant", "multistep", "step", "cosine"] = Field("constant", description="How the learning rate falls.")
-    milestones: list[Annotated[int, Field(gt=0)]] = Field([], description="multistep: finished epochs after which lr is multiplied by gamma.")
-    step: Annotated[int, Field(gt=0)] | None = Field(None, description="step: epochs between two multiplications by gamma.")
+    name: Literal["constant", "multistep", "step", "cosine"] = Field(
+        "constant", description="How the learning rate falls."
+    )
+    milestones: list[Annotated[int, Field(gt=0)]] = Field(
+        [], description="multistep: finished epochs after which lr is multiplied by gamma."
+    )
+    step: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="step: epochs between two multiplications by gamma."
+    )
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="Factor of multistep and step.")
     warmup: Annotated[float, Field(ge=0)] = Field(0.0, description="Epochs of linear warm-up from 0, in front.")
     end: Share = Field(0.0, description="cosine: the last lr as a share of the first.")
@@ -119,25 +158,46 @@ class ScheduleConfig(Options):
 
 
 class EngineConfig(Options):
-    precision: Literal["fp32", "bf16", "fp64"] = Field("fp32", description="Arithmetic of the networks: fp32, bf16 (autocast, losses in fp32), or fp64.")
-    batch_norm: Literal["global", "local"] = Field("global", description="Batch statistics over the global batch, or over each worker's part.")
+    precision: Literal["fp32", "bf16", "fp64"] = Field(
+        "fp32", description="Arithmetic of the networks: fp32, bf16 (autocast, losses in fp32), or fp64."
+    )
+    batch_norm: Literal["global", "local"] = Field(
+        "global", description="Batch statistics over the global batch, or over each worker's part."
+    )
     clip_norm: Positive | None = Field(None, description="Largest norm of the gradient.")
-    accumulate: Annotated[int, Field(ge=1)] = Field(1, description="Batches an optimizer step. Losses are defined over each batch; gradients are averaged.")
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="Decay of an exponential moving average of the student, evaluated in its stead.")
+    accumulate: Annotated[int, Field(ge=1)] = Field(
+        1, description="Batches an optimizer step. Losses are defined over each batch; gradients are averaged."
+    )
+    log_every: Annotated[int, Field(ge=1)] = Field(
+        50, description="Steps between two rows of loss terms in metrics.jsonl."
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Decay of an exponential moving average of the student, evaluated in its stead."
+    )
 
 
 class ScaleConfig(Options):
     """How many workers, on what. These change the speed, never the objective."""
 
     num_workers: Annotated[int, Field(ge=0)] = Field(1, description="Ray Train workers; 0 runs in this process.")
-    cpus_per_worker: Positive | None = Field(None, description="CPUs a worker, fractions allowed. Default: the CPUs shared out evenly, at least one each.")
-    use_gpu: Literal["auto"] | bool = Field("auto", description="One GPU a worker. auto: where every worker can have one.")
-    max_failures: Annotated[int, Field(ge=0)] = Field(3, description="How often a lost worker may restart the group from the last checkpoint.")
+    cpus_per_worker: Positive | None = Field(
+        None, description="CPUs a worker, fractions allowed. Default: the CPUs shared out evenly, at least one each."
+    )
+    use_gpu: Literal["auto"] | bool = Field(
+        "auto", description="One GPU a worker. auto: where every worker can have one."
+    )
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        3, description="How often a lost worker may restart the group from the last checkpoint."
+    )
 
 
 class CheckpointConfig(Options):
-    every_epochs: Annotated[int, Field(ge=1)] = Field(1, description="Epochs between two checkpoints; the last epoch always has one.")
-    every_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Also after so many steps, inside an epoch.")
+    every_epochs: Annotated[int, Field(ge=1)] = Field(
+        1, description="Epochs between two checkpoints; the last epoch always has one."
+    )
+    every_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Also after so many steps, inside an epoch."
+    )
     keep: Annotated[int, Field(ge=1)] = Field(2, description="How many are kept.")
 
 
@@ -149,16 +209,24 @@ class RunFolder(Options):
 class Config(Options):
     """A run of kdray: a student, what it learns from, and how."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the experiment: letters, digits, '.', '_' and '-'.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the experiment: letters, digits, '.', '_' and '-'.",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Everything that is drawn follows from it.")
     data: DataConfig
     teacher: TeacherConfig | None = None
     student: StudentConfig
-    losses: dict[str, LossConfig] = Field(min_length=1, description="Label to distiller: `kd: {weight: 1.0, temperature: 4.0}`.")
+    losses: dict[Label, LossConfig] = Field(
+        min_length=1, description="Label to distiller: `kd: {weight: 1.0, temperature: 4.0}`."
+    )
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     engine: EngineConfig = EngineConfig()
     scale: ScaleConfig = ScaleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     run: RunFolder = RunFolder()
-    baseline: bool = Field(False, description="Also train the student alone (the same recipe with ce only), once, and show it beside the distilled one.")
+    baseline: bool = Field(
+        False,
+        description="Also train the student alone (the same recipe with ce only), once, and show it beside.",
+    )

@@ -1,0 +1,180 @@
+"""From a file and overrides to a checked Config: every default filled in, the origin of each value known.
+
+Nothing of the user's is imported and no data is touched. All that is wrong is told in one error.
+
+Relative paths: `extends` and `teacher.train` belong to the file they stand in. `data.path`, `teacher.checkpoint` and
+`student.checkpoint` too where they exist there, else to the current directory. `run.dir`, and everything on the command
+line, belongs to the current directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from ..errors import ConfigError, PluginError
+from .dump import annotated_yaml, to_yaml
+from .explain import Fault, explain
+from .merge import COMMAND_LINE, Tree, merge
+from .schema import Config
+from .sections import check, filled, sections
+from .yaml import Mark, Problem, dotted
+
+__all__ = ["Loaded", "annotated_yaml", "digest", "load_config", "to_yaml"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checked config and where it comes from."""
+
+    config: Config
+    """All paths in it are absolute, all options of plugins filled in."""
+    origins: dict[str, str]
+    """For each leaf, by its dotted path: "file:line:column", "command line" or "default"."""
+    text: str
+    """The file as it was written."""
+    files: tuple[str, ...]
+    """The file, and those that it extends, nearest first."""
+
+
+def load_config(path: str | os.PathLike, overrides: Iterable[str] = (), registry=None) -> Loaded:
+    """Read, merge and check a config. `overrides` are `a.b.c=value`; without `registry`, the installed plugins count.
+
+    Raises ConfigError with a line for each thing that is wrong; PluginError when only broken plugins stand in the way.
+    """
+    if registry is None:
+        from ..registry import Registry
+
+        registry = Registry.default()
+    tree, text = merge(path, overrides)
+    faults, options, broken = _check(tree, registry)
+    # A null where none belongs takes an inherited key away. Taking it away may change what else is wrong: look again.
+    while removed := {f.path for f in faults} & tree.cleared:
+        for gone in removed:
+            tree.remove(gone)
+        faults, options, broken = _check(tree, registry)
+    told = {problem.path for problem in tree.problems}
+    problems = tree.problems + [_problem(tree, fault) for fault in faults if dotted(fault.path) not in told]
+    if problems:
+        order = {file: i for i, file in enumerate(tree.files)}
+        problems.sort(key=lambda p: (order.get(p.mark.file, len(order)), p.mark.line, p.mark.column))
+        lines = dict.fromkeys(map(str, problems))
+        raise (PluginError if len(problems) == broken else ConfigError)("\n".join(lines))
+    value = _fill(tree.value, options)
+    for at in _PATHS:
+        _absolute(value, at, tree.values.get(at))
+    config = Config.model_validate(value)
+    origins = {dotted(p): str(tree.values.get(p, "default")) for p in _leaves(config.model_dump(mode="json"))}
+    return Loaded(config, origins, text, tuple(tree.files))
+
+
+def _check(tree: Tree, registry):
+    """(faults, options of each open section by its path, how many of the faults are a broken plugin's)."""
+    faults, options, broken = [], {}, 0
+    try:
+        Config.model_validate(_without_empty_entries(tree.value))
+    except ValidationError as error:
+        faults = explain(error, Config, tree.value, ("extends",))
+    known = {f.path for f in faults}
+    for section in sections(tree.value):
+        options[section.path], more, of_plugin = check(section, registry)
+        faults += [f for f in more if f.path not in known]
+        broken += of_plugin
+    for key in ("augment", "evaluate"):
+        entries = (tree.value.get("data") or {}).get(key) if isinstance(tree.value.get("data"), dict) else None
+        for i, entry in enumerate(entries) if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and len(entry) != 1:
+                faults.append(Fault(("data", key, i), "one augmentation an entry: a name, or {name: {option: value}}"))
+    return faults, options, broken
+
+
+def _without_empty_entries(value: dict) -> dict:
+    """`- crop:` in a list of augmentations is `crop` with its defaults."""
+    data = value.get("data")
+    if not isinstance(data, dict):
+        return value
+    lists = {
+        key: [{k: v or {} for k, v in e.items()} if isinstance(e, dict) and len(e) == 1 else e for e in data[key]]
+        for key in ("augment", "evaluate")
+        if isinstance(data.get(key), list)
+    }
+    return value | {"data": data | lists}
+
+
+def _problem(tree: Tree, fault: Fault) -> Problem:
+    """A fault with its position: of the thing itself, else of the nearest section around it that was written down."""
+    notes = tree.values if fault.about == "value" else tree.keys
+    mark, at = notes.get(fault.path), fault.path
+    while mark is None and at:
+        at = at[:-1]
+        mark = tree.keys.get(at)
+    mark, text = mark or Mark(tree.files[0], 1, 1), fault.text
+    if text.startswith("unknown key") and (how := _removal(tree, fault.path)):
+        text += f" It is inherited: {how} takes it away."
+    return Problem(mark, dotted(fault.concerns), text)
+
+
+def _removal(tree: Tree, path: tuple) -> str:
+    """How to remove a key that is left in a section which an extending file or the command line has changed."""
+    layers = [COMMAND_LINE.file, *tree.files]
+    siblings = {mark.file for p, mark in tree.keys.items() if len(p) == len(path) and p[:-1] == path[:-1]}
+    newest = min(siblings, key=layers.index)
+    if tree.keys[path].file == newest:
+        return ""
+    return f"`{dotted(path)}=null`" if newest == COMMAND_LINE.file else f"`{path[-1]}: null` in {newest}"
+
+
+def _fill(value: dict, options: dict) -> dict:
+    """The values with the options of every plugin filled in, those of augmentations too."""
+    value = dict(value, data=dict(value["data"]), losses=dict(value["losses"]))
+    for section in sections(value):
+        body = filled(section, options[section.path])
+        match section.path:
+            case ("data", key, i, name):
+                value["data"][key] = [{name: body} if j == i else entry for j, entry in enumerate(value["data"][key])]
+            case ("losses", label):
+                value["losses"][label] = body
+            case (key,):
+                value[key] = body
+    return value
+
+
+_PATHS = (("data", "path"), ("teacher", "checkpoint"), ("teacher", "train"), ("student", "checkpoint"), ("run", "dir"))
+
+
+def _absolute(value: dict, at: tuple, mark: Mark | None):
+    """Make one path of the config absolute. See the top of this file."""
+    section, key = at
+    given = (value.get(section) or {}).get(key)
+    if given is None:
+        return
+    given, folder = os.path.expanduser(given), ""
+    if mark != COMMAND_LINE and section != "run":
+        folder = os.path.dirname(mark.file)
+        if key != "train" and not os.path.exists(os.path.join(folder, given)):
+            folder = ""
+    value[section] = value[section] | {key: os.path.abspath(os.path.join(folder, given))}
+
+
+def _leaves(value, path=()):
+    if not isinstance(value, dict) or not value:
+        return [path]
+    return [leaf for key, inner in value.items() for leaf in _leaves(inner, (*path, key))]
+
+
+def digest(config: Config) -> str:
+    """sha256, in hex, of what determines the result of a run.
+
+    Left out is what may change between a run and its resumption: names, workers, the pace of checkpoints and logs,
+    where and how the data is read (its content has a fingerprint of its own), and whether a baseline is trained beside.
+    """
+    value = config.model_dump(mode="json", exclude={"name", "run", "scale", "checkpoint", "baseline"})
+    for section, key in (("data", "path"), ("data", "in_memory"), ("data", "threads"), ("engine", "log_every")):
+        del value[section][key]
+    value["losses"] = list(value["losses"].items())  # their order is the order of a sum
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

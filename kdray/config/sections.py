@@ -1,0 +1,105 @@
+"""The open sections of a config: which plugin each belongs to, and what that plugin says of its options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from ..errors import ConfigError, PluginError, did_you_mean
+from ..options import Options
+from .explain import Fault, explain
+from .schema import DataConfig, LossConfig, OptimizerConfig, StudentConfig, TeacherConfig
+
+
+class Section(NamedTuple):
+    """A mapping in a config whose further keys are the options of a plugin."""
+
+    path: tuple
+    kind: str
+    name: str
+    named: Fault
+    """Where the plugin is named, for the error when there is none of that name."""
+    body: dict
+    core: type[BaseModel] | None
+
+    @property
+    def core_keys(self) -> set[str]:
+        return set(self.core.model_fields) if self.core else set()
+
+    def given(self, cls: type[Options]) -> dict:
+        """What the config says of the options: the plugin's keys, and the optimizer's lr, which is also the core's."""
+        shared = {"lr"} if self.kind == "optimizers" and "lr" in cls.model_fields else set()
+        return {k: v for k, v in self.body.items() if k not in self.core_keys or k in shared}
+
+
+def options_class(spec) -> type[Options]:
+    """The options of any spec: those of its class, where it is one."""
+    return spec.cls.Options if hasattr(spec, "cls") else spec.Options
+
+
+def parse_options(cls: type[Options], values: dict) -> Options:
+    """Options out of YAML's plain values: strict, but a list may stand for a tuple and text for a path, as in JSON."""
+    return cls.model_validate_json(json.dumps(values))
+
+
+def sections(value: dict) -> Iterator[Section]:
+    """The open sections of a config that are well formed enough to look at. Sections without plugin are left out."""
+    for key, kind, by, core in (
+        ("data", "datasets", "name", DataConfig),
+        ("teacher", "models", "model", TeacherConfig),
+        ("student", "models", "model", StudentConfig),
+        ("optimizer", "optimizers", "name", OptimizerConfig),
+    ):
+        body = value.get(key)
+        if isinstance(body, dict):
+            name = body.get(by, core.model_fields[by].get_default())
+            if isinstance(name, str) and not (kind == "models" and ":" in name):
+                yield Section((key,), kind, name, Fault((key, by), ""), body, core)
+    losses = value.get("losses")
+    for label, body in losses.items() if isinstance(losses, dict) else ():
+        if isinstance(body, dict):
+            name = body.get("use") or label
+            named = Fault(("losses", label, "use"), "") if body.get("use") else Fault(("losses", label), "", "key")
+            if isinstance(name, str):
+                yield Section(("losses", label), "distillers", name, named, body, LossConfig)
+    data = value.get("data")
+    for key in ("augment", "evaluate") if isinstance(data, dict) else ():
+        entries = data.get(key)
+        for i, entry in enumerate(entries) if isinstance(entries, list) else ():
+            at = ("data", key, i)
+            if isinstance(entry, str):
+                yield Section((*at, entry), "augmentations", entry, Fault(at, ""), {}, None)
+            elif isinstance(entry, dict) and len(entry) == 1:
+                ((name, body),) = entry.items()
+                if body is None or isinstance(body, dict):
+                    yield Section((*at, name), "augmentations", name, Fault((*at, name), "", "key"), body or {}, None)
+
+
+def check(section: Section, registry) -> tuple[Options | None, list[Fault], bool]:
+    """The section's options, or what is wrong with them; and whether a plugin is at fault rather than the config."""
+    try:
+        spec = registry.get(section.kind, section.name)
+    except (ConfigError, PluginError) as error:
+        text = str(error).replace("\n", " ")
+        return None, [section.named._replace(text=text)], isinstance(error, PluginError)
+    faults, cls = [], options_class(spec)
+    weights = section.body.get("weights") if section.kind == "models" else None
+    if isinstance(weights, str) and spec.weights and weights not in (*spec.weights, "DEFAULT"):
+        text = f"{section.name} has no weights '{weights}'.{did_you_mean(weights, {*spec.weights, 'DEFAULT'})}"
+        faults.append(Fault((*section.path, "weights"), text))
+    given = section.given(cls)
+    try:
+        return parse_options(cls, given), faults, False
+    except ValidationError as error:
+        for fault in explain(error, cls, given, section.core_keys):
+            faults.append(fault._replace(path=(*section.path, *fault.path)))
+        return None, faults, False
+
+
+def filled(section: Section, options: Options) -> dict[str, Any]:
+    """The section's body with every option of the plugin in it."""
+    body = {k: v for k, v in section.body.items() if k in section.core_keys}
+    return body | {k: v for k, v in options.model_dump().items() if k not in section.core_keys}
