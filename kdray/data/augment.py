@@ -1,93 +1,128 @@
-"""Augmentations as pure functions of pictures and uniform numbers, and the pipeline that hands them these numbers."""
+"""Augmentations: deterministic functions of pictures and uniform numbers. Where the numbers come from: views.py."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
 
-from ..errors import PluginError
 from ..options import Options
 from .views import uniform
 
 
 class Augmentation:
-    """Base class of an augmentation.
-
-    It must be a pure function of its two arguments, row by row: a picture may come alone or in any batch, and must
-    come out the same.
-    """
+    """Base class. `version` changes whenever the same numbers give other pictures; `draws` is how many numbers a picture needs."""
 
     Options: ClassVar[type[Options]] = Options
     version: ClassVar[int] = 1
-    """Raised when the result changes, so that teacher caches made with the old one are refused."""
     draws: ClassVar[int] = 0
-    """Uniform numbers that each picture needs; 0 for what is not random."""
 
     def __init__(self, options: Options):
         self.options = options
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        """images: uint8 (B, C, H, W); u: float64 (B, draws) in [0, 1), same device. Returns uint8 (B, C, H', W')."""
+        """images: uint8 (B, C, H, W), which may be a single picture when sizes differ · u: (B, draws) in [0, 1) · returns uint8 (B, C, H', W')."""
         raise NotImplementedError
 
 
-class Pipeline:
-    """Augmentations in order, each with numbers of its own: the picture of sample i in view v.
-
-    steps: (name, augmentation) pairs.
-    """
-
-    def __init__(self, steps: list[tuple[str, Augmentation]], seed: int):
-        self.steps, self.seed = steps, seed
-
-    def __call__(self, images: Tensor, ids: Tensor, view: int) -> Tensor:
-        """images: uint8 (B, C, H, W); ids: int64 (B,), the samples' original indices, same device."""
-        for place, (name, augmentation) in enumerate(self.steps):
-            result = augmentation(images, uniform(self.seed, view, ids, place, augmentation.draws))
-            if result.dtype != torch.uint8 or result.shape[:2] != images.shape[:2] or result.dim() != 4:
-                raise PluginError(
-                    f"augmentation '{name}' made {result.dtype} {tuple(result.shape)} of {tuple(images.shape)}; "
-                    "expected torch.uint8 (B, C, height, width)"
-                )
-            images = result
-        return images
-
-    def describe(self) -> list[tuple[str, int, dict]]:
-        """(name, version, options) of each step: pipelines that say the same make the same pictures of one seed."""
-        return [(name, step.version, step.options.model_dump()) for name, step in self.steps]
-
-
 class CropOptions(Options):
-    padding: int = Field(4, ge=0, description="Black pixels put around the picture before it is cut to its size again.")
+    padding: int = Field(4, ge=1, description="Pixels of black around the picture before a window of its own size is cut.")
 
 
 class Crop(Augmentation):
-    """The picture shifted by up to `padding` pixels, every shift equally likely."""
+    """A window of the picture's size at a uniform place of the padded picture, as torchvision's RandomCrop(size, padding)."""
 
     Options = CropOptions
     draws = 2
 
-    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        pad, (height, width) = self.options.padding, images.shape[2:]
+    def __call__(self, images, u):
+        pad, (height, width) = self.options.padding, images.shape[-2:]
         top, left = (u * (2 * pad + 1)).long().unbind(1)
-        # All shifts as one view without copies; one indexing picks each picture's own.
-        shifts = F.pad(images, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-        return shifts[torch.arange(len(images), device=images.device), :, top, left]
+        padded = F.pad(images, (pad, pad, pad, pad))
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2p+1, 2p+1, H, W), a view
+        return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
 class FlipOptions(Options):
-    p: float = Field(0.5, ge=0, le=1, description="Share of the pictures that are mirrored left to right.")
+    p: float = Field(0.5, ge=0, le=1, description="Probability.")
 
 
 class Flip(Augmentation):
-    """Mirrors pictures left to right."""
+    """Mirrored left to right with probability p."""
 
     Options = FlipOptions
     draws = 1
 
-    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        return torch.where((u < self.options.p)[:, :, None, None], images.flip(3), images)
+    def __call__(self, images, u):
+        return torch.where((u[:, 0] < self.options.p)[:, None, None, None], images.flip(-1), images)
+
+
+class SizeOptions(Options):
+    size: int = Field(gt=0, description="Pixels.")
+
+
+class Resize(Augmentation):
+    """The shorter side becomes `size`, with anti-aliasing."""
+
+    Options = SizeOptions
+
+    def __call__(self, images, u):
+        return TF.resize(images, [self.options.size], antialias=True)
+
+
+class CenterCrop(Augmentation):
+    """The middle `size` × `size`; smaller pictures are padded with black."""
+
+    Options = SizeOptions
+
+    def __call__(self, images, u):
+        return TF.center_crop(images, [self.options.size])
+
+
+class RandomResizedCropOptions(Options):
+    size: int = Field(gt=0, description="Pixels of the result's sides.")
+    min_area: float = Field(0.08, gt=0, le=1, description="Least share of the picture's area.")
+    max_ratio: float = Field(4 / 3, ge=1, description="Largest ratio of width to height, and of height to width.")
+
+
+class RandomResizedCrop(Augmentation):
+    """A window of uniform area share and log-uniform aspect ratio, resized to `size` × `size` (the crop of Inception).
+
+    A window that would not fit is shrunk until it does, so that a picture always takes the same four numbers.
+    """
+
+    Options = RandomResizedCropOptions
+    draws = 4
+
+    def __call__(self, images, u):
+        o, (height, width) = self.options, images.shape[-2:]
+        area = (o.min_area + (1 - o.min_area) * u[:, 0]) * height * width
+        ratio = o.max_ratio ** (2 * u[:, 1] - 1)
+        h = (area / ratio).sqrt().round().clamp(1, height)
+        w = (area * ratio).sqrt().round().clamp(1, width)
+        top, left = (u[:, 2] * (height - h + 1)).floor(), (u[:, 3] * (width - w + 1)).floor()
+        boxes = torch.stack([top, left, h, w], dim=1).long().tolist()
+        size = [o.size, o.size]
+        return torch.stack([TF.resized_crop(image, *box, size, antialias=True) for image, box in zip(images, boxes)])
+
+
+class Pipeline:
+    """Augmentations in order, with their numbers."""
+
+    def __init__(self, steps: Sequence[tuple[str, Augmentation]], seed: int):
+        self.steps, self.seed = list(steps), seed
+
+    def __call__(self, images: Tensor, ids: Tensor, view: int) -> Tensor:
+        """images uint8 (B, C, H, W) of the samples `ids` (B,), as they look in `view`."""
+        for place, (_, step) in enumerate(self.steps):
+            images = step(images, uniform(self.seed, view, ids, place, step.draws) if step.draws else ids.new_empty(len(ids), 0))
+        return images
+
+    def describe(self) -> list[tuple[str, int, dict]]:
+        """(name, version, options) of each step: what a cached teacher must have been given too."""
+        return [(name, step.version, step.options.model_dump()) for name, step in self.steps]

@@ -1,4 +1,4 @@
-"""A folder of pictures in the layout of torchvision's ImageFolder."""
+"""A folder of pictures, a sub-folder a class, as torchvision's ImageFolder has it."""
 
 from __future__ import annotations
 
@@ -7,42 +7,38 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
+from ..errors import ConfigError
 from ..options import Options
-from .source import Encoded
+from .decode import decode
+from .source import Source
 
 
 class FolderOptions(Options):
-    train: str = Field("train", description="Folder of the training pictures, with a folder for each class.")
-    test: str | None = Field(None, description="Folder of the test pictures. Default: test, else val.")
-    channels: Literal[3, 1] = Field(3, description="Decode as RGB (3) or in grey (1).")
+    channels: Literal[1, 3] = Field(3, description="3: colour, 1: grey.")
 
 
-class Folder(Encoded):
+class Folder(Source):
     def __init__(self, root: Path, channels: int):
-        from torchvision.datasets import ImageFolder
+        try:
+            classes, to_index = find_classes(str(root))
+            self.files = make_dataset(str(root), to_index, extensions=IMG_EXTENSIONS)
+        except FileNotFoundError as error:
+            raise ConfigError(f"{root}: {error}") from error
+        super().__init__(torch.tensor([label for _, label in self.files]), classes, channels)
 
-        found = ImageFolder(str(root))
-        super().__init__(torch.tensor(found.targets), found.classes, channels)
-        self.root, self.files = root, [Path(file) for file, _ in found.samples]
-
-    def raw(self, position: int) -> bytes:
-        return self.files[position].read_bytes()
-
-    def where(self, position: int) -> str:
-        return str(self.files[position])
-
-    def listing(self):
-        return (f"{file.relative_to(self.root).as_posix()} {file.stat().st_size}" for file in self.files)
+    def read(self, position: int):
+        file = Path(self.files[position][0])
+        return decode(file.read_bytes(), self.channels, f"picture {position} ({file})")
 
 
 def load(options: FolderOptions, path: Path, split: str) -> Folder:
-    """Raises FileNotFoundError for a missing folder, or one without pictures in folders."""
-    if split == "train":
-        names = [options.train]
-    else:
-        names = [options.test] if options.test else ["test", "val"]
-    for name in names:
-        if (path / name).is_dir():
-            return Folder(path / name, options.channels)
-    raise FileNotFoundError(f"there is no folder {' or '.join(str(path / name) for name in names)}")
+    """path/train/<class>/<picture>, and path/test or path/val."""
+    names = ("train",) if split == "train" else ("test", "val")
+    root = next((path / name for name in names if (path / name).is_dir()), None)
+    if root is None:
+        raise ConfigError(
+            f"no folder {' or '.join(str(path / name) for name in names)}: data.path must hold train/<class>/<picture> and test/<class>/<picture>"
+        )
+    return Folder(root, options.channels)

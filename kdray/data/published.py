@@ -1,83 +1,63 @@
-"""Well-known sets of small pictures, read and downloaded by scikit-learn and torchvision. They are held in memory."""
+"""Data sets that others publish: read, and downloaded where that is possible, by torchvision and scikit-learn."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
-import shutil
-import socket
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from ..errors import ConfigError
+from ..options import Options
 from .source import Source
 
+# name: (torchvision's class, where it keeps its files under data.path, summary, channel means and deviations)
+TORCHVISION = {
+    "cifar10": (
+        "CIFAR10",
+        "cifar-10-batches-py",
+        "60,000 pictures, 32×32, 10 classes",
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": (
+        "CIFAR100",
+        "cifar-100-python",
+        "60,000 pictures, 32×32, 100 classes",
+        (0.5071, 0.4867, 0.4408),
+        (0.2675, 0.2565, 0.2761),
+    ),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw", "70,000 articles of clothing, 28×28 grey, 10 classes", (0.2860,), (0.3530,)),
+}
 
-class InMemory(Source):
-    """images: uint8 (N, C, H, W); labels: int64 (N,)."""
 
-    def __init__(self, images: Tensor, labels: Tensor, class_names: list[str]):
-        self.images, self.labels, self.class_names = images, labels, class_names
-        self.num_classes, self.channels = len(class_names), images.shape[1]
+def torchvision(name: str, path: Path, split: str) -> Source:
+    """Raises ConfigError, with the place where the files are expected, when they are absent and cannot be downloaded."""
+    import torchvision.datasets as datasets
 
-
-def load_digits(options, path: Path, split: str) -> InMemory:
-    """The 1,797 scanned digits that come with scikit-learn, 8×8 in 17 greys; a fixed quarter of each class is the test set."""
-    from sklearn import datasets
-    from sklearn.model_selection import train_test_split
-
-    found = datasets.load_digits()
-    parts = train_test_split(range(len(found.target)), test_size=0.25, stratify=found.target, random_state=0)
-    chosen = sorted(parts[split == "test"])
-    images = torch.from_numpy(found.images[chosen]).mul(255 / 16).round().to(torch.uint8)
-    return InMemory(images[:, None], torch.from_numpy(found.target[chosen]).long(), [str(n) for n in found.target_names])
-
-
-def load_torchvision(name: str, options, path: Path, split: str) -> InMemory:
-    """A data set of torchvision by the name of its class. Raises FileNotFoundError where it is not and cannot be got."""
-    from torchvision import datasets
-
-    found = _open(getattr(datasets, name), path, split == "train")
+    cls, where = getattr(datasets, TORCHVISION[name][0]), TORCHVISION[name][1]
+    try:
+        found = cls(str(path), train=split == "train", download=False)
+    except RuntimeError:  # absent or incomplete
+        try:
+            found = cls(str(path), train=split == "train", download=True)
+        except Exception as error:  # every kind of network, archive and file error
+            raise ConfigError(
+                f"{name} is not at {path / where}, and it could not be downloaded ({type(error).__name__}: {error}). "
+                f"Put torchvision's files there, or say where they are with data.path"
+            ) from error
     images = torch.as_tensor(found.data)
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-    return InMemory(images.contiguous(), torch.as_tensor(found.targets).long(), list(found.classes))
+    return Source(torch.as_tensor(found.targets).long(), list(found.classes), images.shape[1], images.contiguous())
 
 
-def _open(cls, path: Path, train: bool):
-    with _one_process(path):
-        try:
-            return cls(str(path), train=train)
-        except Exception as problem:  # missing, cut short, or not what the checksum says: torchvision raises many kinds
-            missing = next((folder for folder in (*reversed(path.parents), path) if not folder.exists()), None)
-            try:
-                with _timeout(30):
-                    return cls(str(path), train=train, download=True)
-            except Exception as error:
-                if missing:  # leave nothing half-written behind
-                    shutil.rmtree(missing, ignore_errors=True)
-                raise FileNotFoundError(f"{problem} The download failed: {error}") from error
+def digits(options: Options, path: Path, split: str) -> Source:
+    """1,797 scans; every class gives a fifth to the test set, always the same."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
-
-@contextmanager
-def _one_process(path: Path) -> Iterator[None]:
-    """Workers of one node that find the data missing download it once, not all into the same file."""
-    name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-    with open(Path(tempfile.gettempdir(), f"kdray-{os.getuid()}-{name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    """torchvision's downloads know no time-out of their own, and hang where packets are swallowed."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    found = load_digits()
+    images = torch.from_numpy(found.images * (255 / 16)).round().to(torch.uint8)[:, None]
+    labels = torch.from_numpy(found.target).long()
+    parts = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=found.target)
+    chosen = torch.tensor(sorted(parts[split == "test"]))
+    return Source(labels[chosen], [str(name) for name in found.target_names], 1, images[chosen])

@@ -1,83 +1,51 @@
-"""Everything that is drawn about the data, as pure functions of (seed, view or epoch, sample): the same at any number of
-workers, in any order, after any restart, on any device.
+"""Which samples a step sees, and as which pictures: pure functions of the seed, so that workers and restarts change nothing.
 
-The generator is counter-based: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) with its state computed from the key.
+A view is one way to augment the whole data set. The numbers that decide how sample i looks in view v come from a counter: a hash of
+(seed, v, i, stream), not from a generator that someone has advanced before.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-
-# Streams of draws that are not augmentations; those count their place in the pipeline, from 0.
-ORDER, SAMPLES, VALIDATION = -1, -2, -3
-
-_WORD = 2**64 - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_FACTORS = (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)
+_GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as int64
+_MIX1, _MIX2 = -4658895280553007687, -7723592293110705685
 
 
-def uniform(seed: int, view: int, ids: Tensor, stream: int, draws: int) -> Tensor:
-    """Numbers in [0, 1), float64 (B, draws), on the device of `ids`.
-
-    Row i depends on (seed, view, stream, ids[i]) alone. ids: int64 (B,), original indices of the samples.
-    """
-    key = 0
-    for part in (seed, view, stream):
-        key = _mix_int((key + _GOLDEN & _WORD) ^ (part & _WORD))
-    state = _mix(ids * _signed(_GOLDEN) + _signed(key))
-    counter = torch.arange(1, draws + 1, device=ids.device) * _signed(_GOLDEN)
-    return _shift_right(_mix(state[:, None] + counter), 11).double() * 2.0**-53
-
-
-def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """The order in which an epoch visits n samples: int64 (n,), a permutation."""
-    return uniform(seed, epoch, torch.arange(n), ORDER, 1)[:, 0].argsort(stable=True)
-
-
-def batches(n: int, batch_size: int, seed: int, epoch: int, last_batch: Literal["keep", "drop"]) -> list[Tensor]:
-    """The global batches of an epoch: positions 0..n-1, in the order of training.
-
-    Raises ConfigError when "drop" leaves no batch at all.
-    """
-    whole = list(epoch_order(n, seed, epoch).split(batch_size))
-    if last_batch == "drop" and len(whole[-1]) < batch_size:
-        whole.pop()
-    if not whole:
-        raise ConfigError(
-            f"data.last_batch is 'drop', and {n} training samples do not fill one batch of {batch_size}: "
-            f"nothing is left to train on. Use last_batch: keep, or data.batch_size of at most {n}."
-        )
-    return whole
-
-
-def share(n_rows: int, rank: int, world: int) -> slice:
-    """The contiguous part of n_rows that belongs to a worker; parts differ by one row at most."""
-    return slice(n_rows * rank // world, n_rows * (rank + 1) // world)
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's is arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finalizer on int64, whose products wrap as unsigned ones do."""
-    for shift, factor in _FACTORS:
-        x = (x ^ _shift_right(x, shift)) * _signed(factor)
-    return x ^ _shift_right(x, 31)
+    """The finaliser of SplitMix64 (Steele et al., 2014): a bijection of 64 bits in which every input bit moves half of the output's."""
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    return x ^ _shift(x, 31)
 
 
-def _mix_int(x: int) -> int:
-    """The same on a plain integer, 0 ≤ x < 2^64."""
-    for shift, factor in _FACTORS:
-        x = (x ^ x >> shift) * factor & _WORD
-    return x ^ x >> 31
+def uniform(seed: int, view: int, ids: Tensor, stream: int, draws: int) -> Tensor:
+    """(B, draws) numbers in [0, 1), float64, for the samples `ids` (B,) in `view`. `stream` tells independent users of one sample apart."""
+    key = torch.tensor([seed, view, stream], dtype=torch.int64, device=ids.device)
+    state = torch.zeros((), dtype=torch.int64, device=ids.device)
+    for part in key:
+        state = _mix(state + part * _GOLDEN + 1)
+    state = _mix(state + ids.to(torch.int64) * _GOLDEN)
+    counter = torch.arange(1, draws + 1, dtype=torch.int64, device=ids.device)
+    bits = _mix(state[:, None] + counter * _GOLDEN)
+    return _shift(bits, 11).double() * 2.0**-53
 
 
-def _shift_right(x: Tensor, by: int) -> Tensor:
-    """Logical shift: torch's own drags the sign along."""
-    return (x >> by) & (2 ** (64 - by) - 1)
+def batches(n: int, batch_size: int, seed: int, epoch: int, last_batch: str) -> list[Tensor]:
+    """The global batches of an epoch: positions in 0 … n − 1, every one once, in an order of its own each epoch."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed((seed << 20) + epoch))
+    found = list(order.split(batch_size))
+    if last_batch == "drop" and len(found[-1]) < batch_size:
+        found.pop()
+    return found
 
 
-def _signed(x: int) -> int:
-    return x - 2**64 if x >= 2**63 else x
+def share(rows: int, rank: int, workers: int) -> slice:
+    """The rows of one worker: consecutive, and no two workers' numbers differ by more than one."""
+    return slice(rows * rank // workers, rows * (rank + 1) // workers)
