@@ -26,7 +26,7 @@ from ..config.schema import Config
 from ..data.feed import Feed
 from ..data.views import batches, share
 from ..distiller import Batch, Outputs, Step
-from ..errors import ConfigError, RunFailed
+from ..errors import ConfigError, PluginError, RunFailed
 from ..registry import Registry
 from . import checkpoint
 from .batchnorm import synchronise
@@ -55,6 +55,8 @@ class Log(Protocol):
     def row(self, row: dict) -> None: ...
 
     def rewind(self, step: int) -> None: ...
+
+    def guard(self) -> None: ...
 
     def progress(self, **now) -> None: ...
 
@@ -276,7 +278,9 @@ class Training:
 
     def _checkpoint(self) -> None:
         self.counters.seconds = time.monotonic() - self.started
+        self._check_replicas()
         if self.context.is_first:
+            self.log.guard()
             tensors = {"student": self.network.state_dict(), "distillers": self.objective.state_of_distillers()}
             if self.ema:
                 tensors["ema"] = self.ema.state
@@ -286,6 +290,21 @@ class Training:
             self._row({"kind": "checkpoint", "path": path.name})
         self.saved_at = self.counters.step
         self.context.barrier()
+
+    def _check_replicas(self) -> None:
+        """Raises PluginError when a loss holds other buffers on another worker: it wrote what it had not gathered."""
+        if self.context.world_size == 1:
+            return
+        for label, distiller in self.objective.by_label():
+            for name, buffer in distiller.named_buffers():
+                bits = buffer.detach().contiguous().view(torch.uint8).to(torch.int64)
+                weight = torch.arange(1, bits.numel() + 1, device=bits.device) % 65521
+                mine = (bits.flatten() * weight).sum().view(1)
+                if len(self.context.gather(mine, [1] * self.context.world_size).unique()) > 1:
+                    raise PluginError(
+                        f"loss '{label}' ({type(distiller).__name__}): its buffer {name} differs between workers. Buffers must be "
+                        "written from gathered values (step.gather) and from step.generator only."
+                    )
 
     def _checkpoint_is_due(self) -> bool:
         every = self.config.checkpoint.every_steps

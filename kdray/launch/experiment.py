@@ -53,6 +53,8 @@ class Experiment:
         if run.finished:
             self.console.say(f"{run.name} is finished; nothing is left to do.")
             return run
+        if run.is_alive:
+            raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
         check_same_plugins(run, self.registry, config)
         with self._session(config):
             return self._advance(run, config)
@@ -136,7 +138,7 @@ class Experiment:
         job = Job(config, run.path, self.project.data, teacher)
         with self.console.training(run, config) as screen, Watch(run.path, screen.row, screen.progress):
             if config.scale.num_workers == 0:
-                train(job, self.registry, Context(device=_device(config)), FileLog(run.path))
+                train(job, self.registry, Context(device=_device(config)), FileLog(run.path, run.new_token()))
                 return
             cpus, use_gpu = share_out(config.scale, self.session.nodes())
             assignment = Assignment(

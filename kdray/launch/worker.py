@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,7 @@ def work(assignment: Assignment, context) -> None:
     from ..engine.train import train
     from ..loader import load_plugins
     from ..registry import Registry, check_fingerprint
+    from ..run.folder import write_json
     from ..run.metrics import FileLog
 
     folder = assignment.job.folder
@@ -47,7 +50,8 @@ def work(assignment: Assignment, context) -> None:
         torch.set_num_threads(assignment.threads)
         registry = Registry(load_plugins(blocked=assignment.blocked, local_sources=assignment.local_sources))
         check_fingerprint(assignment.plugins, registry.fingerprint())
-        train(assignment.job, registry, context, FileLog(folder))
+        write_json(folder / f"worker-{context.rank}.json", {"host": socket.gethostname(), "pid": os.getpid()})
+        train(assignment.job, registry, context, FileLog(folder, assignment.token))
     except Exception as error:
         write_failure(folder, context.rank, error)
         raise

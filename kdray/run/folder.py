@@ -72,6 +72,20 @@ class RunFolder:
         return self.status["state"] == "finished"
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the process that drives the run lives on this machine."""
+        status = self.status
+        if status["state"] != "running" or status["host"] != socket.gethostname() or status["pid"] == os.getpid():
+            return False
+        try:
+            os.kill(status["pid"], 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # somebody else's, and alive
+        return True
+
+    @property
     def summary(self) -> dict | None:
         return read_json(self.path / "summary.json")
 

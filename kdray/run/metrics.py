@@ -10,15 +10,22 @@ import os
 import time
 from pathlib import Path
 
+from ..errors import RunFailed
 from .folder import write_json
 
 
 class FileLog:
-    """The engine's `Log`, in a run folder."""
+    """The engine's `Log`, in a run folder. token: the mark of the start or the resumption that this worker belongs to."""
 
-    def __init__(self, folder: Path, progress_every: float = 0.3):
+    def __init__(self, folder: Path, token: str, progress_every: float = 0.3):
         self.file, self.now = folder / "metrics.jsonl", folder / "progress.json"
+        self.mark, self.token = folder / ".token", token
         self.progress_every, self._last = progress_every, ("", 0.0)
+
+    def guard(self) -> None:
+        """Raises RunFailed when somebody else has resumed the run: a worker that outlives its driver must not write any more."""
+        if self.mark.read_text() != self.token:
+            raise RunFailed("this run was resumed by another process; this one stops")
 
     def row(self, row: dict) -> None:
         with open(self.file, "a") as handle:
