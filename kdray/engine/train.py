@@ -297,9 +297,9 @@ class Training:
             return
         for label, distiller in self.objective.by_label():
             for name, buffer in distiller.named_buffers():
-                bits = buffer.detach().contiguous().view(torch.uint8).to(torch.int64)
+                bits = buffer.detach().flatten().contiguous().view(torch.uint8).to(torch.int64)
                 weight = torch.arange(1, bits.numel() + 1, device=bits.device) % 65521
-                mine = (bits.flatten() * weight).sum().view(1)
+                mine = (bits * weight).sum().view(1)
                 if len(self.context.gather(mine, [1] * self.context.world_size).unique()) > 1:
                     raise PluginError(
                         f"loss '{label}' ({type(distiller).__name__}): its buffer {name} differs between workers. Buffers must be "
