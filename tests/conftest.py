@@ -27,10 +27,13 @@ SMALL = {
 }
 
 
+WHOLE = ("losses", "student")  # given anew as a whole
+
+
 def merged(base: dict, changes: dict) -> dict:
     out = dict(base)
     for key, value in changes.items():
-        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) and key != "losses" else value
+        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) and key not in WHOLE else value
     return out
 
 
@@ -65,7 +68,7 @@ def teacher_weights(tmp_path_factory) -> str:
     run = lab.run(
         "teacher",
         data={"samples": 1000, "batch_size": 50},
-        student={"widths": [16, 32]},
+        student={"model": "convnet", "widths": [16, 32]},
         schedule={"epochs": 15, "name": "cosine"},
         optimizer={"lr": 0.1},
         run={"dir": str(lab.path)},

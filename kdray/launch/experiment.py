@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +18,17 @@ from ..config.project import Project
 from ..config.schema import Config, LossConfig
 from ..engine.build import Parts, build
 from ..engine.context import Context
-from ..engine.train import Job, train
+from ..engine.train import Job
 from ..errors import ConfigError, KdrayError, MismatchError
-from ..registry import Registry, check_fingerprint
+from ..registry import Registry
 from ..run.console import Console
-from ..run.folder import RunFolder, read_json, write_json
+from ..run.folder import RunFolder, read_json, refuse_taken, write_json
 from ..run.metrics import FileLog
 from ..run.summary import summarise
 from ..run.watch import Watch
 from .ray_train import run_on_ray
 from .session import RaySession, share_out
-from .worker import Assignment
+from .worker import Assignment, train_here
 
 
 @dataclass
@@ -43,8 +44,14 @@ class Experiment:
 
     def start(self, config: Config) -> RunFolder:
         """A new run of `config`, to its end."""
+        self.refuse_taken([config])
         with self._session(config):
             return self._start(config)
+
+    def refuse_taken(self, configs: Iterable[Config]) -> None:
+        """Raises ConfigError when a run of one of these names exists already."""
+        for config in configs:
+            refuse_taken(self._path(config))
 
     def resume(self, run: RunFolder, **scale) -> RunFolder:
         """Go on with an interrupted run, to its end, with these settings of `scale` where they are not None. A finished run is left as it is."""
@@ -55,45 +62,55 @@ class Experiment:
             return run
         if run.is_alive:
             raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
-        check_same_plugins(run, self.registry, config)
+        for line in check_same_plugins(run, self.registry):
+            self.console.say(line)
         with self._session(config):
             return self._advance(run, config)
 
     def check(self, config: Config) -> Parts:
         """Build everything on this process's CPU, to find what is wrong before anything is started or written."""
         check_batch(config)
+        if config.scale.num_workers == 0:
+            _device(config)
+        if config.teacher and config.teacher.train:
+            check_batch(self._recipe(config))
         checkpoint = config.teacher.checkpoint if config.teacher else None
         return build(config, self.registry, self.project.data, checkpoint, torch.device("cpu"))
 
     # -- one run -----------------------------------------------------------------------------------------------------
 
     def _start(self, config: Config, name: str | None = None) -> RunFolder:
-        path = self._runs(config) / (name or config.run.name or config.name)
-        if not path.exists():  # else `create` says so, at once
-            parts = self.check(config)
-            needed = _checkpoint_bytes(parts) * (config.checkpoint.keep + 1)
-            del parts
-        else:
-            needed = 0
+        path = self._path(config, name)
+        parts = self.check(config)
+        needed = _checkpoint_bytes(parts) * (config.checkpoint.keep + 1)
+        del parts
         run = RunFolder.create(
             path, config_text=to_yaml(config), command=self.command, plugins=self.registry.fingerprint(), needed_bytes=needed
         )
         return self._advance(run, config)
 
     def _advance(self, run: RunFolder, config: Config) -> RunFolder:
+        self._tell("kdray_run_started", run, config)
         try:
             teacher = self._teacher(run, config)
             alone = self._alone(config) if config.baseline else None
             self._train(run, config, teacher)
-        except KeyboardInterrupt:
-            run.set_status("interrupted")
+            summary = summarise(run, config, teacher_run=_run_of(teacher), alone=alone)
+            run.set_status("finished")
+        except BaseException as error:
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+                run.set_status(state, error=str(error) or type(error).__name__)
+            self._tell("kdray_run_failed", run, config, error=error)
             raise
-        except KdrayError as error:
-            run.set_status("failed", error=str(error))
-            raise
-        summarise(run, config, teacher_run=_run_of(teacher), alone=alone)
-        run.set_status("finished")
+        self._tell("kdray_run_finished", run, config, summary=summary)
         return run
+
+    def _tell(self, hook: str, run: RunFolder, config: Config, **more) -> None:
+        """Call a lifecycle hook of all plugins. What they raise is shown and does not stop the run."""
+        about = {"name": run.name, "path": str(run.path), "config": config.model_dump(mode="json")}
+        for problem in self.registry.host.tell(hook, run=about, **more):
+            self.console.say(f"warning: {problem}")
 
     def _teacher(self, run: RunFolder, config: Config) -> str | None:
         """The file of the teacher's weights; trained first where the config says how. The run remembers which it was."""
@@ -102,15 +119,22 @@ class Experiment:
         remembered = read_json(run.path / "teacher.json")
         if remembered:
             return remembered["checkpoint"]
-        recipe = load_config(config.teacher.train, registry=self.registry).config
-        if recipe.student.model != config.teacher.model:
-            raise ConfigError(
-                f"teacher.model is {config.teacher.model}, but {config.teacher.train} trains a {recipe.student.model} as its student"
-            )
-        trained = self._once(recipe, config, "training the teacher")
+        trained = self._once(self._recipe(config), config, "training the teacher")
         checkpoint = str(trained.path / "student.safetensors")
         write_json(run.path / "teacher.json", {"run": trained.name, "checkpoint": checkpoint})
         return checkpoint
+
+    def _recipe(self, config: Config) -> Config:
+        """The config that trains the teacher, with the scale of the run it is for. Raises ConfigError where it makes another network."""
+        recipe = load_config(config.teacher.train, registry=self.registry).config
+        wanted, made = ({"model": m.model, **m.options} for m in (config.teacher, recipe.student))
+        for key in wanted.keys() | made.keys():
+            if wanted.get(key) != made.get(key):
+                raise ConfigError(
+                    f"teacher.{key} is {wanted.get(key)}, but the student that {config.teacher.train} trains to be the teacher has "
+                    f"{key} {made.get(key)}: make them equal"
+                )
+        return recipe.model_copy(update={"scale": config.scale})
 
     def _alone(self, config: Config) -> RunFolder:
         ce = config.losses.get("ce", LossConfig()).model_copy(update={"weight": 1.0})
@@ -125,7 +149,7 @@ class Experiment:
         folders = asked_by.run.model_copy(update={"name": None})
         recipe = recipe.model_copy(update={"data": data, "scale": asked_by.scale, "run": folders})
         name = f"{recipe.name}-{digest(recipe)[:8]}"
-        run = RunFolder(self._runs(recipe) / name)
+        run = RunFolder(self._path(recipe, name))
         if run.finished:
             self.console.say(f"{why}: done already, {run.path}")
             return run
@@ -136,9 +160,15 @@ class Experiment:
         run.set_status("running")
         shutil.rmtree(run.path / "failures", ignore_errors=True)
         job = Job(config, run.path, self.project.data, teacher)
-        with self.console.training(run, config) as screen, Watch(run.path, screen.row, screen.progress):
+
+        def on_row(row: dict) -> None:
+            screen.row(row)
+            if row["kind"] == "epoch":
+                self._tell("kdray_epoch_finished", run, config, metrics=row)
+
+        with self.console.training(run, config) as screen, Watch(run.path, on_row, screen.progress):
             if config.scale.num_workers == 0:
-                train(job, self.registry, Context(device=_device(config)), FileLog(run.path, run.new_token()))
+                train_here(job, self.registry, Context(device=_device(config)), FileLog(run.path, run.new_token()))
                 return
             cpus, use_gpu = share_out(config.scale, self.session.nodes())
             assignment = Assignment(
@@ -153,8 +183,9 @@ class Experiment:
 
     # -- where -------------------------------------------------------------------------------------------------------
 
-    def _runs(self, config: Config) -> Path:
-        return Path(config.run.dir).absolute() if config.run.dir else self.project.runs
+    def _path(self, config: Config, name: str | None = None) -> Path:
+        runs = Path(config.run.dir).absolute() if config.run.dir else self.project.runs
+        return runs / (name or config.run.name or config.name)
 
     @contextlib.contextmanager
     def _session(self, config: Config):
@@ -181,14 +212,26 @@ def check_batch(config: Config) -> None:
         )
 
 
-def check_same_plugins(run: RunFolder, registry: Registry, config: Config) -> None:
-    """Raises MismatchError when a plugin is not what it was when the run began."""
-    then = (read_json(run.path / "environment.json") or {}).get("plugins", [])
-    try:
-        check_fingerprint(then, registry.fingerprint())
-    except KdrayError as error:
-        text = str(error).replace("driver:", "then:").replace("worker:", "now:").splitlines()[1:-1]
-        raise MismatchError("\n".join([f"plugins have changed since {run.name} began:", *text, "Install those it began with, or start a new run."])) from error
+def check_same_plugins(run: RunFolder, registry: Registry) -> list[str]:
+    """Lines about plugins whose source has changed since the run began, at the same version.
+
+    Raises MismatchError when one has another version now, or is gone.
+    """
+    then = {(p["distribution"], p["name"]): p for p in (read_json(run.path / "environment.json") or {}).get("plugins", [])}
+    now = {(p["distribution"], p["name"]): p for p in registry.fingerprint() if not p["error"]}
+    other, edited = [], []
+    for key, was in then.items():
+        found = now.get(key)
+        if was["error"]:
+            continue
+        if found is None or found["version"] != was["version"]:
+            is_now = f"now it is {found['version']}" if found else "now it is absent or broken"
+            other.append(f"  {key[1]}: {was['distribution']} {was['version']} then, {is_now}")
+        elif found["sha256"] != was["sha256"]:
+            edited.append(f"warning: the source of plugin {key[1]} has changed since {run.name} began")
+    if other:
+        raise MismatchError("\n".join([f"plugins are not what they were when {run.name} began:", *other, "Install those versions, or start a new run."]))
+    return edited
 
 
 def _checkpoint_bytes(parts: Parts) -> int:
