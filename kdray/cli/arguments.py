@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def with_flags(overrides: list[str] | None, **flags) -> list[str]:
     """Overrides with the flags that were given, as overrides of the same meaning; a flag wins."""
     given = {"num_workers": "scale.num_workers", "cpus_per_worker": "scale.cpus_per_worker", "name": "run.name"}
-    return [*(overrides or []), *(f"{given[flag]}={value}" for flag, value in flags.items() if value is not None)]
+    return [*(overrides or []), *(f"{given[flag]}={json.dumps(value)}" for flag, value in flags.items() if value is not None)]
 
 
 def command_line() -> str:

@@ -25,6 +25,7 @@ def doctor(
 
     from ..config.project import find_project
     from ..config.schema import ScaleConfig
+    from ..errors import PluginError
     from ..registry import Registry
     from ..run.folder import environment
 
@@ -46,4 +47,6 @@ def doctor(
             seconds = all_reduce(session, ScaleConfig(num_workers=num_workers))
         typer.echo(f"Ray: {num_workers} workers added up over {seconds['backend']}: ok; {time.monotonic() - began:.1f} s in all, "
                    f"{seconds['bandwidth'] / 1e6:,.0f} MB/s all-reduce")
-    typer.echo("all is well" if not broken else "some plugins are broken: see `kdray plugins`")
+    if broken:
+        raise PluginError("some plugins are broken: see `kdray plugins`")
+    typer.echo("all is well")

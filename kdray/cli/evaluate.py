@@ -40,11 +40,15 @@ def evaluate(
         if config is None:
             raise ConfigError(f"{what} is a file of weights: say which config it belongs to, --config CONFIG (and --as teacher for a teacher's)")
         source, weights = config, Path(what)
+        if best:
+            raise ConfigError("--best is for runs; this is a file of weights")
     else:
+        if config is not None or role == "teacher":
+            raise ConfigError(f"--config and --as are for files of weights, and there is no file {what}; a run has its own config")
         run = find_run(what, project.runs)
         source, weights = run.config_file, run.path / ("best.safetensors" if best else "student.safetensors")
         if not weights.exists():
-            raise ConfigError(f"{run.name} has no {weights.name} yet (it is {run.status['state']}): `kdray resume {run.name}` goes on with it")
+            raise ConfigError(f"{run.name} has no {weights.name} yet (its state: {run.status['state']}): `kdray resume {run.name}` goes on with it")
     loaded = load_config(source, overrides or [], registry=registry).config
     result = {"weights": str(weights), "split": split, **measure(loaded, registry, project.data, str(weights), role, split)}
     if as_json:

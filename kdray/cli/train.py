@@ -39,12 +39,12 @@ def train(
     from ..launch.experiment import Experiment
     from ..registry import Registry
     from ..run.console import Console
-    from ..run.plan import plan
+    from ..run.plan import describe, plan
 
     registry, project = Registry.default(), find_project()
     changes = with_flags(overrides, num_workers=num_workers, cpus_per_worker=cpus_per_worker, name=name)
     try:
-        chosen = [int(seed) for seed in seeds.split(",")] if seeds else [None]
+        chosen = [int(seed) for seed in seeds.split(",")] if seeds is not None else [None]
     except ValueError:
         raise ConfigError(f"--seeds wants whole numbers with commas between them, as in 0,1,2; not '{seeds}'") from None
     if len(set(chosen)) < len(chosen):
@@ -55,8 +55,10 @@ def train(
         configs.append(loaded.config if seed is None else _named(loaded.config, seed))
     experiment = Experiment(registry, project, Console(), command_line(), address)
     if dry_run:
-        typer.echo(plan(configs[0], experiment.check(configs[0])))
+        found = plan(configs[0], experiment.check(configs[0]))
+        typer.echo(json.dumps(found, indent=2) if as_json else describe(found))
         return
+    experiment.refuse_taken(configs)  # all of them, before the first one trains
     report([experiment.start(each) for each in configs], as_json)
 
 

@@ -10,6 +10,7 @@ from ..options import Options
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # of a folder
 Label = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
 
 
@@ -203,16 +204,13 @@ class CheckpointConfig(Options):
 
 class RunFolder(Options):
     dir: str | None = Field(None, description="Folder of all runs. Default: `runs` of kdray.toml.")
-    name: str | None = Field(None, description="Name of this run's folder. Default: the config's name.")
+    name: Name | None = Field(None, description="Name of this run's folder. Default: the config's name.")
 
 
 class Config(Options):
     """A run of kdray: a student, what it learns from, and how."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="Name of the experiment: letters, digits, '.', '_' and '-'.",
-    )
+    name: Name = Field(description="Name of the experiment: letters, digits, '.', '_' and '-', at most 100.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Everything that is drawn follows from it.")
     data: DataConfig
     teacher: TeacherConfig | None = None

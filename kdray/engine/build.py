@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ..data.build import Data, load_data
 from ..data.feed import Feed
 from ..data.normalize import Normalize
 from ..distiller import Distiller, Setup, Shapes
-from ..errors import ConfigError
+from ..errors import ConfigError, KdrayError, PluginError
 from ..models.build import build_model
 from ..models.checkpoint import load_weights
 from ..models.taps import Tapped, probe
@@ -49,7 +50,7 @@ def build(config: Config, registry: Registry, data_root: Path, teacher_checkpoin
     torch.manual_seed(stream(config.seed, "student"))
     built = build_model(config.student, registry, data.num_classes, data.channels)
     if config.student.checkpoint:
-        load_weights(built.model, config.student.checkpoint)
+        _fill(built.model, config.student.checkpoint, "student", config.student.model, data)
     normalize = Normalize(data.mean, data.std)
     student = _place(Tapped(built.model, built.layers, wants["student"] | {"logits"}), precision, device)
     student_shapes = _shapes(student, normalize, example, precision, "student", config.student.model, data)
@@ -58,7 +59,7 @@ def build(config: Config, registry: Registry, data_root: Path, teacher_checkpoin
     if config.teacher is not None:
         built = build_model(config.teacher, registry, data.num_classes, data.channels)
         if teacher_checkpoint:
-            load_weights(built.model, teacher_checkpoint)
+            _fill(built.model, teacher_checkpoint, "teacher", config.teacher.model, data)
         own = config.teacher.normalize
         own = Normalize(own.mean, own.std) if own else Normalize(*built.normalize) if built.normalize else normalize
         network = _place(Tapped(built.model, built.layers, wants["teacher"] | {"logits"}), precision, device)
@@ -78,7 +79,7 @@ def build(config: Config, registry: Registry, data_root: Path, teacher_checkpoin
             teacher_head=head,
         )
         torch.manual_seed(stream(config.seed, "heads", label))
-        distiller = spec.cls(spec.cls.Options.model_validate(config.losses[label].options), setup)
+        distiller = _distiller(label, spec, config.losses[label].options, setup)
         distillers[label] = distiller.to(device, precision.dtype)
     return Parts(data, Objective(student, distillers, precision), teacher, normalize, precision, device)
 
@@ -94,6 +95,25 @@ def _check_teacher_is_needed(config: Config, wanted: frozenset, specs: dict) -> 
             f"the config names a teacher ({config.teacher.model}), but none of its losses ({', '.join(specs)}) looks at one. "
             "Add a loss that does (kd, crd), or remove the `teacher:` section."
         )
+
+
+def _distiller(label: str, spec, options: dict, setup: Setup) -> Distiller:
+    try:
+        return spec.cls(spec.cls.Options.model_validate(options), setup)
+    except KdrayError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise PluginError(
+            f"losses.{label}: {spec.cls.__name__} could not be built: {type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+        ) from error
+
+
+def _fill(model, checkpoint: str, side: str, name: str, data: Data) -> None:
+    try:
+        load_weights(model, checkpoint)
+    except ConfigError as error:
+        raise ConfigError(f"{side} {name} for {data.name} ({data.num_classes} classes): {error}") from error
 
 
 def _example(data: Data, device: torch.device) -> torch.Tensor:
@@ -119,7 +139,7 @@ def _shapes(network: Tapped, normalize: Normalize, example, precision: Precision
     network.train(training)
     if shapes.logits != (data.num_classes,):
         raise ConfigError(
-            f"{side}: {name} gives {shapes.logits[0] if len(shapes.logits) == 1 else shapes.logits} classes, "
+            f"{side}: {name} has {shapes.logits[0] if len(shapes.logits) == 1 else shapes.logits} classes, "
             f"but the data set {data.name} has {data.num_classes}. Give a network made for these classes."
         )
     return shapes

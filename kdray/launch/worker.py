@@ -57,6 +57,19 @@ def work(assignment: Assignment, context) -> None:
         raise
 
 
+def train_here(job: Job, registry, context, log) -> None:
+    """Train in this process. What is not kdray's own error is told as a failed worker would tell it: a plugin's or a bug."""
+    from ..engine.train import train
+
+    try:
+        train(job, registry, context, log)
+    except KdrayError:
+        raise
+    except Exception as error:
+        write_failure(job.folder, context.rank, error)
+        raise RunFailed(f"the training failed:\n{tail(''.join(traceback.format_exception(error)))}") from error
+
+
 def write_failure(folder: Path, rank: int, error: Exception) -> None:
     final = isinstance(error, KdrayError) or not (isinstance(error, OSError) or PEER_LOST.search(str(error)))
     lines = traceback.format_exception(error)
@@ -82,5 +95,9 @@ def as_error(entry: dict) -> KdrayError:
     known = {cls.__name__: cls for cls in (ConfigError, MismatchError, PluginError, RunFailed)}
     if entry["type"] in known:
         return known[entry["type"]](entry["message"])
-    tail = "\n".join(entry["traceback"].rstrip().splitlines()[-6:])
-    return RunFailed(f"worker {entry['rank']} failed:\n{tail}")
+    return RunFailed(f"worker {entry['rank']} failed:\n{tail(entry['traceback'])}")
+
+
+def tail(text: str) -> str:
+    """The last lines of a traceback: where it was raised, and what."""
+    return "\n".join(text.rstrip().splitlines()[-6:])

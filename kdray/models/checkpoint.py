@@ -121,6 +121,8 @@ def _compare(own: dict[str, Tensor], state: dict[str, Tensor], path: Path, netwo
     surplus = [name for name in state if name not in own]
     if not (shapes or missing or surplus):
         return
+    if not (missing or surplus) and (classes := _classes(own, state, shapes)):
+        raise ConfigError(f"checkpoint {path} has {classes[0]} classes, and the network ({network}) is to have {classes[1]} here ({shapes[0]})")
     lines = [f"checkpoint {path} does not fit the network ({network}):"]
     lines += [f"  {n}: {_size(state[n])} in the file, {_size(own[n])} in the network" for n in shapes[:SHOWN]]
     lines += [f"  {n}: {_size(own[n])} in the network, missing in the file" for n in missing[:SHOWN]]
@@ -130,6 +132,15 @@ def _compare(own: dict[str, Tensor], state: dict[str, Tensor], path: Path, netwo
         "Is `model` the network that was saved, and its number of classes that of the data?"
     )
     raise ConfigError("\n".join(lines))
+
+
+def _classes(own: dict[str, Tensor], state: dict[str, Tensor], shapes: list[str]) -> tuple[int, int] | None:
+    """(in the file, in the network) where the rows of one linear layer are all that differs: another number of classes."""
+    layers = {name.rpartition(".")[0] for name in shapes}
+    sizes = {(len(state[name]), len(own[name])) for name in shapes if state[name].ndim and own[name].ndim}
+    rest_is_equal = all(state[name].shape[1:] == own[name].shape[1:] for name in shapes)
+    linear = any(own[name].ndim == 2 for name in shapes)
+    return sizes.pop() if len(layers) == len(sizes) == 1 and rest_is_equal and linear else None
 
 
 def _size(tensor: Tensor) -> str:

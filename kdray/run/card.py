@@ -37,7 +37,7 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
         f"- losses: {', '.join(f'{label} (weight {_weight(loss.weight)})' for label, loss in config.losses.items())}",
         f"- {config.schedule.epochs} epochs, global batch {data.batch_size}, {config.optimizer.name}, learning rate {config.optimizer.lr:g}, "
         f"precision {config.engine.precision}, seed {config.seed}",
-        f"- augmentation: {', '.join(str(entry) for entry in data.augment) or 'none'}"
+        f"- augmentation: {', '.join(map(_augmentation, data.augment)) or 'none'}"
         + (f"; {data.samples} training samples" if data.samples else ""),
         f"- {summary['seconds']:,.0f} s of training on {_hardware(environment)}",
         f"- command: `{(run.path / 'command.txt').read_text().strip()}`",
@@ -54,6 +54,14 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
 
 def _weight(weight) -> str:
     return f"{weight:g}" if isinstance(weight, float | int) else f"{weight.start:g} to {weight.value:g}"
+
+
+def _augmentation(entry: str | dict) -> str:
+    """`crop (padding 1)`"""
+    if isinstance(entry, str):
+        return entry
+    ((name, options),) = entry.items()
+    return name + (f" ({', '.join(f'{key} {value}' for key, value in options.items())})" if options else "")
 
 
 def _hardware(environment: dict) -> str:

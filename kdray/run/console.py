@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import time
 from collections.abc import Iterator
+from math import ceil
 
 from rich.console import Console as Rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..config.schema import Config
 from .folder import RunFolder
+
+
+LINES = 30
+"""A run of so many epochs has a line for each; a longer one about as many in all, and one every `SECONDS`."""
+SECONDS = 30.0
 
 
 class Console:
@@ -36,6 +42,8 @@ class Screen:
 
     def __init__(self, console: Console, run: RunFolder, config: Config):
         self.console, self.epochs = console, config.schedule.epochs
+        self.every = ceil(self.epochs / LINES)
+        self.told_at = time.monotonic()
         self.trackers = None
         self.run = run
         self.bar = None
@@ -67,7 +75,10 @@ class Screen:
         if row["kind"] == "teacher":
             self.console.say(f"  teacher: {row['top1']:.2%} on the test set")
         elif row["kind"] == "epoch":
-            self.console.say(epoch_line(row, self.epochs))
+            now, epoch = time.monotonic(), row["epoch"]
+            if epoch in (1, self.epochs) or epoch % self.every == 0 or now - self.told_at > SECONDS:
+                self.told_at = now
+                self.console.say(epoch_line(row, self.epochs))
         if row["kind"] in ("step", "epoch"):
             self._tensorboard().row(row)
 
@@ -86,14 +97,15 @@ class Screen:
 
 
 def epoch_line(row: dict, epochs: int) -> str:
-    """`  12/30  loss 1.234 (ce 0.512, kd 0.722)  test 87.12 %  best 88.00 % (epoch 9)  1,234 pictures/s`"""
-    width = len(str(epochs))
-    terms = ", ".join(f"{name} {value:.3f}" for name, value in row["terms"].items())
-    results = "  ".join(f"{split} {row[split]['top1']:.2%}" for split in ("validation", "test") if split in row)
+    """`  12/30  loss 1.234 (ce 0.512, kd 0.722)  test 87.12%  best 88.00% at 9  1,234/s`: unweighted terms, pictures a second."""
+    terms = ", ".join(f"{name} {_short(value)}" for name, value in row["terms"].items())
+    results = "  ".join(f"{head} {row[split]['top1']:.2%}" for head, split in (("val", "validation"), ("test", "test")) if split in row)
     best = row["best"]
     return (
-        f"  {row['epoch']:>{width}}/{epochs}  loss {row['loss']:.3f} ({terms})  {results}  "
-        f"best {best['top1']:.2%} (epoch {best['epoch']})  {row['pictures_per_second']:,.0f} pictures/s"
+        f"  {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {_short(row['loss'])} ({terms})  {results}  "
+        f"best {best['top1']:.2%} at {best['epoch']}  {row['pictures_per_second']:,.0f}/s"
     )
 
 
+def _short(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1e4 else f"{value:.2e}"

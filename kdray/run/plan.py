@@ -8,21 +8,49 @@ from ..config.schema import Config
 from ..engine.build import Parts
 
 
-def plan(config: Config, parts: Parts) -> str:
+def plan(config: Config, parts: Parts) -> dict:
+    """In numbers, of the whole run; `bytes` of a loss are its banks and constants on each worker."""
     data, size = parts.data, config.data.batch_size
-    steps = len(data.train) // size if config.data.last_batch == "drop" else ceil(len(data.train) / size)
-    lines = [
-        f"{config.name}: {config.schedule.epochs} epochs of {steps} steps, global batch {size}, {config.scale.num_workers or 'no'} Ray workers",
-        f"  data     {config.data.name}: {len(data.train):,} training, {len(data.validation) if data.validation else 0:,} validation, "
-        f"{len(data.test):,} test samples, {data.num_classes} classes",
-        f"  student  {config.student.model}: {count(parts.student.model):,} parameters",
-    ]
+    found = {
+        "name": config.run.name or config.name,
+        "epochs": config.schedule.epochs,
+        "steps_per_epoch": len(data.train) // size if config.data.last_batch == "drop" else ceil(len(data.train) / size),
+        "batch_size": size,
+        "num_workers": config.scale.num_workers,
+        "data": {
+            "name": config.data.name,
+            "train": len(data.train),
+            "validation": len(data.validation) if data.validation else 0,
+            "test": len(data.test),
+            "classes": data.num_classes,
+        },
+        "student": {"model": config.student.model, "parameters": count(parts.student.model)},
+        "losses": {
+            label: {"parameters": count(distiller), "bytes": sum(b.nbytes for b in distiller.buffers())}
+            for label, distiller in parts.objective.by_label()
+        },
+    }
     if config.teacher:
-        how = f"trained first by {config.teacher.train}" if config.teacher.train else "measured before the first step"
-        lines.append(f"  teacher  {config.teacher.model}: {count(parts.teacher.network.model):,} parameters, {how}")
-    for label, distiller in parts.objective.by_label():
-        buffers = sum(b.nbytes for b in distiller.buffers())
-        lines.append(f"  loss     {label}: {count(distiller):,} parameters, {buffers / 1e6:,.1f} MB of banks and constants a worker")
+        model = parts.teacher.network.model
+        found["teacher"] = {"model": config.teacher.model, "parameters": count(model), "train": config.teacher.train}
+    return found
+
+
+def describe(plan: dict) -> str:
+    """The same in words."""
+    data, teacher = plan["data"], plan.get("teacher")
+    workers = f"{plan['num_workers']} Ray workers" if plan["num_workers"] else "in this process"
+    lines = [
+        f"{plan['name']}: {plan['epochs']} epochs of {plan['steps_per_epoch']} steps, global batch {plan['batch_size']}, {workers}",
+        f"  data     {data['name']}: {data['train']:,} training, {data['validation']:,} validation, {data['test']:,} test samples, "
+        f"{data['classes']} classes",
+        f"  student  {plan['student']['model']}: {plan['student']['parameters']:,} parameters",
+    ]
+    if teacher:
+        how = f"trained first by {teacher['train']}" if teacher["train"] else "measured before the first step"
+        lines.append(f"  teacher  {teacher['model']}: {teacher['parameters']:,} parameters, {how}")
+    for label, loss in plan["losses"].items():
+        lines.append(f"  loss     {label}: {loss['parameters']:,} parameters, {loss['bytes'] / 1e6:,.1f} MB of banks and constants a worker")
     return "\n".join(lines)
 
 
