@@ -26,7 +26,8 @@ def list_(
 ) -> None:
     """List what a config can name (distillers, models, datasets, augmentations, optimizers), the configs, or the runs.
 
-    Configs are the YAML files under ./configs. Runs are those of the project's run folder, the newest last.
+    Configs are the YAML files under ./configs. Runs are those of the project's run folder, the newest last. With --json
+    there is more: papers, published weights, what each option means, the plugin that provides it.
 
     Examples:
 
@@ -67,13 +68,14 @@ def _rows(kind: Kind) -> tuple[list[dict], list[str]]:
 
 
 def list_configs(folder: Path) -> list[dict]:
-    """Every YAML file under `folder`: name without suffix, path, and the first line of its comment."""
+    """Every YAML file under `folder`: name without suffix, path, and the first line of its comment that is not a command."""
     rows = []
     for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        comment = next((line.lstrip("# ").strip() for line in lines if line.startswith("#") and line.strip("# ")), "")
+        comments = [line.lstrip("# ").strip() for line in lines if line.startswith("#") and line.strip("# ")]
+        said = [comment for comment in comments if not comment.startswith("kdray ")]  # the command that runs it
         name = path.relative_to(folder).with_suffix("").as_posix()
-        rows.append({"name": name, "path": path.as_posix(), "summary": comment})
+        rows.append({"name": name, "path": path.as_posix(), "summary": next(iter(said), "")})
     return rows
 
 
@@ -96,14 +98,19 @@ def _summary(spec) -> str:
     return text.strip().split("\n")[0]
 
 
+_LONG = ("paper", "version", "plugin", "started", "weights")
+
+
 def _print_table(rows: list[dict]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # The rest is for --json: long, or told by the order of the rows.
-    columns = [name for name in rows[0] if name not in ("paper", "version", "plugin", "started")]
+    # The rest is for --json: long, told by the order of the rows, or the same in all of them.
+    columns = [name for name in rows[0] if name not in _LONG and any(row[name] not in ("", [], {}) for row in rows)]
+    if {row.get("distribution") for row in rows} == {"kdray"}:
+        columns.remove("distribution")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, overflow="fold", no_wrap=name == "name")

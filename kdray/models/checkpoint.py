@@ -122,7 +122,11 @@ def _compare(own: dict[str, Tensor], state: dict[str, Tensor], path: Path, netwo
     if not (shapes or missing or surplus):
         return
     if not (missing or surplus) and (classes := _classes(own, state, shapes)):
-        raise ConfigError(f"checkpoint {path} has {classes[0]} classes, and the network ({network}) is to have {classes[1]} here ({shapes[0]})")
+        n = shapes[0]
+        raise ConfigError(
+            f"checkpoint {path} has {classes[0]} classes, and the network here ({network}) has {classes[1]} "
+            f"({n}: {_size(state[n])} in the file, {_size(own[n])} in the network)."
+        )
     lines = [f"checkpoint {path} does not fit the network ({network}):"]
     lines += [f"  {n}: {_size(state[n])} in the file, {_size(own[n])} in the network" for n in shapes[:SHOWN]]
     lines += [f"  {n}: {_size(own[n])} in the network, missing in the file" for n in missing[:SHOWN]]

@@ -50,7 +50,7 @@ def test_list_configs(run, tmp_path, monkeypatch):
     (tmp_path / "configs" / "crd.yaml").write_text("#\n# kdray train configs/crd.yaml\n# more\nname: crd\n")
     (tmp_path / "configs" / "teachers" / "wrn.yaml").write_text("name: wrn\n")
     assert json.loads(run("list", "configs", "--json").stdout) == [
-        {"name": "crd", "path": "configs/crd.yaml", "summary": "kdray train configs/crd.yaml"},
+        {"name": "crd", "path": "configs/crd.yaml", "summary": "more"},
         {"name": "teachers/wrn", "path": "configs/teachers/wrn.yaml", "summary": ""},
     ]
 
