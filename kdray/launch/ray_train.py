@@ -6,8 +6,12 @@ run folder, so nothing is reported to Ray.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
+import time
+import traceback
+from pathlib import Path
 
 from ..errors import RunFailed
 from .session import RaySession
@@ -22,7 +26,36 @@ def _train_fn(config: dict) -> None:
 
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    work(config["assignment"], Context(context.get_world_rank(), context.get_world_size(), device))
+    assignment = config["assignment"]
+    try:
+        work(assignment, Context(context.get_world_rank(), context.get_world_size(), device))
+    except Exception as error:
+        _let_go_of_peers(error)
+        if not _fails_for_good(assignment.job.folder):
+            raise  # Ray starts the group again
+        # A worker that returns does not count as lost: the driver reads the failure from the run folder, without a restart in between.
+
+
+def _let_go_of_peers(error: Exception) -> None:
+    """Close the connections to the other workers, who may be waiting for this one in a collective operation."""
+    import torch.distributed as dist
+
+    while error is not None:  # frames of the traceback hold the process group
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _fails_for_good(folder: Path, patience: float = 3.0) -> bool:
+    """Whether any worker has written a failure that would happen again; the one who did may be writing it just now."""
+    until = time.monotonic() + patience
+    while not final_failure(folder):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def run_on_ray(session: RaySession, assignment: Assignment, num_workers: int, cpus: float, use_gpu: bool, max_failures: int) -> None:
