@@ -69,7 +69,7 @@ def _read(file: Path, options: ParquetOptions) -> pa.Table:
         kind = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
             raise ConfigError(f"{file}: column '{options.image}' holds {kind}, not encoded pictures (bytes, or a struct with bytes)")
-        return pq.read_table(file, columns=[options.image, options.label])
+        return pq.read_table(file, columns=list({options.image: None, options.label: None}))
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{file} cannot be read as Parquet: {error}") from error
 
@@ -85,6 +85,8 @@ def _labels(column: pa.ChunkedArray, name: str, rows: list, metadata: dict | Non
         return torch.tensor([place[v] for v in values]), names
     if not pa.types.is_integer(column.type):
         raise ConfigError(f"column '{name}' holds {column.type}; labels are whole numbers from 0, or texts")
+    if not values:
+        raise ConfigError(f"column '{name}' is empty: the Parquet files have no rows")
     labels = torch.tensor(values)
     if labels.min() < 0:
         file, row = rows[int(labels.argmin())]

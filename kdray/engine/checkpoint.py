@@ -41,8 +41,8 @@ def save(folder: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]]
     final = folder / f"step-{counters.step:09d}"
     part = folder / f".writing-{final.name}"
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
     try:
+        part.mkdir()
         for name, state in tensors.items():
             write_safetensors(state, part / f"{name}.safetensors")
         torch.save(optimizer, part / "optimizer.pt")
@@ -51,7 +51,7 @@ def save(folder: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]]
             _flush(file)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
-    except OSError as error:
+    except Exception as error:  # on a full disk torch raises RuntimeError, safetensors its own
         shutil.rmtree(part, ignore_errors=True)
         raise RunFailed(
             f"the checkpoint {final} could not be written: {error}. Earlier checkpoints are whole; free the space and `kdray resume` goes on."
@@ -87,9 +87,13 @@ def write_safetensors(state: dict[str, Tensor], path: Path) -> None:
 def replace_safetensors(state: dict[str, Tensor], path: Path) -> None:
     """As `write_safetensors`, and a reader sees the old file or the new one, never a part."""
     part = path.with_name(f".writing-{path.name}")
-    write_safetensors(state, part)
-    _flush(part)
-    os.replace(part, path)
+    try:
+        write_safetensors(state, part)
+        _flush(part)
+        os.replace(part, path)
+    except Exception as error:
+        part.unlink(missing_ok=True)
+        raise RunFailed(f"{path} could not be written: {error}. Free the space and `kdray resume` goes on.") from error
 
 
 def _flush(file: Path) -> None:

@@ -45,7 +45,7 @@ class Experiment:
     def start(self, config: Config) -> RunFolder:
         """A new run of `config`, to its end."""
         self.refuse_taken([config])
-        with self._session(config):
+        with self._session(config), self._interruptible(self._path(config)):
             return self._start(config)
 
     def refuse_taken(self, configs: Iterable[Config]) -> None:
@@ -64,7 +64,7 @@ class Experiment:
             raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
         for line in check_same_plugins(run, self.registry):
             self.console.say(line)
-        with self._session(config):
+        with self._session(config), self._interruptible(run.path):
             return self._advance(run, config)
 
     def check(self, config: Config) -> Parts:
@@ -197,6 +197,15 @@ class Experiment:
         with RaySession(self.address or self.project.ray_address) as self.session:
             share_out(config.scale, self.session.nodes())
             yield
+
+    @contextlib.contextmanager
+    def _interruptible(self, path: Path):
+        try:
+            yield
+        except KeyboardInterrupt:
+            if path.exists():
+                self.console.say(f"interrupted: `kdray resume {path.name}` goes on from the last checkpoint")
+            raise
 
 
 def check_batch(config: Config) -> None:

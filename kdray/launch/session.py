@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 
 from ..config.schema import ScaleConfig
 from ..errors import ConfigError
@@ -34,6 +35,8 @@ class RaySession:
 
         self.ray, self.started = ray, not ray.is_initialized()
         if self.started:
+            if joins:
+                _refuse_unreachable(self.address)
             quiet = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
             try:
                 ray.init(address=self.address if joins else "local", **({} if joins else {"include_dashboard": False}), **quiet)
@@ -49,6 +52,20 @@ class RaySession:
     def nodes(self) -> list[dict[str, float]]:
         """Resources of each living node."""
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raises ConfigError when nobody listens at host:port or ray://host:port: Ray itself tries for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not (colon and port.isdigit()):
+        return  # auto, and what else Ray may know
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"nobody answers at the Ray address {address} ({error}). Start a cluster there (`ray start --head`), or correct "
+            "--address, RAY_ADDRESS or kdray.toml's [ray] address"
+        ) from error
 
 
 def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float, bool]:
@@ -74,7 +91,8 @@ def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float,
             each -= 1
     if hold(each) < workers:
         options = [f"--num-workers {hold(each)}"] if hold(each) else []
-        smaller = next((1 / k for k in range(1, 1001) if hold(1 / k) >= workers), None)
+        shares = [sum(cpus) / workers, *(1 / k for k in range(1, 1001))]  # the first fits on one node always
+        smaller = next((share for share in shares if share and hold(share) >= workers), None)
         if smaller:
             options.append(f"--cpus-per-worker {math.floor(smaller * 1000) / 1000:g}")
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -67,6 +68,9 @@ def train_here(job: Job, registry, context, log) -> None:
         raise
     except Exception as error:
         write_failure(job.folder, context.rank, error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            text = f"the run folder {job.folder} cannot be written any more: {error.strerror}. `kdray resume` goes on when it can"
+            raise RunFailed(text) from error
         raise RunFailed(f"the training failed:\n{tail(''.join(traceback.format_exception(error)))}") from error
 
 

@@ -44,7 +44,7 @@ class Screen:
         self.console, self.epochs = console, config.schedule.epochs
         self.every = ceil(self.epochs / LINES)
         self.told_at = time.monotonic()
-        self.trackers = None
+        self.trackers, self.warned = None, False
         self.run = run
         self.bar = None
         if console.rich.is_terminal:
@@ -79,8 +79,9 @@ class Screen:
             if epoch in (1, self.epochs) or epoch % self.every == 0 or now - self.told_at > SECONDS:
                 self.told_at = now
                 self.console.say(epoch_line(row, self.epochs))
-        if row["kind"] in ("step", "epoch"):
-            self._tensorboard().row(row)
+        if row["kind"] in ("step", "epoch") and not self.warned:
+            with self._curves():
+                self._tensorboard().row(row)
 
     def _tensorboard(self):
         if self.trackers is None:
@@ -89,11 +90,21 @@ class Screen:
             self.trackers = TensorBoard(self.run.path / "tensorboard")
         return self.trackers
 
+    @contextlib.contextmanager
+    def _curves(self) -> Iterator[None]:
+        """Curves are for looking at: where they cannot be written, the run goes on, or fails of its own reason."""
+        try:
+            yield
+        except OSError as error:
+            self.warned = True
+            self.console.say(f"warning: no more curves in {self.run.path / 'tensorboard'}: {error.strerror}")
+
     def close(self) -> None:
         if self.bar:
             self.bar.stop()
-        if self.trackers:
-            self.trackers.close()
+        if self.trackers and not self.warned:
+            with self._curves():
+                self.trackers.close()
 
 
 def epoch_line(row: dict, epochs: int) -> str:
