@@ -1,0 +1,49 @@
+"""Lifecycle hooks of a local plugin that kdray.toml names."""
+
+import pytest
+
+PLUGIN = '''
+from pathlib import Path
+from kdray import hookimpl
+
+def note(run, what):
+    with Path(run["path"]).parent.joinpath("told.txt").open("a") as file:
+        file.write(f"{run['name']} {what}\\n")
+
+@hookimpl
+def kdray_run_started(run):
+    note(run, f"started, lr {run['config']['optimizer']['lr']}")
+
+@hookimpl
+def kdray_epoch_finished(run, metrics):
+    note(run, f"epoch {metrics['epoch']} {sorted(metrics['terms'])}")
+    if metrics["epoch"] == 2:
+        raise ValueError("a slip of the plugin")
+
+@hookimpl
+def kdray_run_finished(run, summary):
+    note(run, f"finished {summary['last']['epoch']} {Path(run['path'], 'MODEL_CARD.md').exists()}")
+
+@hookimpl
+def kdray_run_failed(run, error):
+    note(run, f"failed {type(error).__name__}")
+'''
+
+
+@pytest.fixture
+def told(desk):
+    desk.write("watcher.py", PLUGIN)
+    desk.write("kdray.toml", '[plugins]\nload = ["watcher.py"]\n')
+    return lambda: desk.path.joinpath("runs/told.txt").read_text().splitlines()
+
+
+def test_a_run_that_goes_well(desk, told):
+    result = desk("train", desk.config(schedule={"epochs": 2}))
+    assert result.code == 0
+    assert told() == ["small started, lr 0.05", "small epoch 1 ['ce']", "small epoch 2 ['ce']", "small finished 2 True"]
+    assert "warning: plugin local:watcher failed in kdray_epoch_finished: ValueError: a slip" in result.err
+
+
+def test_a_run_that_fails(desk, told):
+    assert desk("train", desk.config(optimizer={"lr": 1e38})).code == 1
+    assert told() == ["small started, lr 1e+38", "small failed RunFailed"]

@@ -1,0 +1,168 @@
+"""Run folders that cannot be, runs that fail, are interrupted and go on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+
+def test_a_name_that_is_taken(desk):
+    desk.trained(name="mine")
+    message = desk.refused("train", desk.config(), "--name", "mine")
+    assert "a run named 'mine' exists already" in message and "--name" in message
+    assert "resume" not in message  # it is finished
+
+
+def test_a_name_that_is_taken_by_a_later_seed(desk):
+    desk.trained(name="mine-seed1")
+    message = desk.refused("train", desk.config(), "--name", "mine", "--seeds", "0,1")
+    assert "mine-seed1" in message  # and seed 0 was not trained first
+
+
+def test_a_run_folder_below_a_file(desk):
+    config = desk.config(run={"dir": "small.yaml/runs"})
+    message = desk.refused("train", config)
+    assert f"{desk.path / 'small.yaml/runs/small'} cannot be used: Not a directory" in message
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 400 KB; `read_only()` makes it one that cannot be written."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(*options):
+        return subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", disk], capture_output=True).returncode
+
+    if not shutil.which("mount") or mount("-o", "size=400k"):
+        pytest.skip("file systems cannot be mounted here")
+    yield SimpleNamespace(path=disk, read_only=lambda: mount("-o", "remount,ro"))
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_read_only_run_folder(desk, small_disk):
+    small_disk.read_only()
+    assert "Read-only file system" in desk.refused("train", desk.config(run={"dir": "disk"}))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+def test_a_disk_that_fills_up(desk, small_disk, monkeypatch):
+    """The run fails plainly, its checkpoints are whole, and it goes on when there is space again."""
+    config = desk.config(run={"dir": "disk"}, schedule={"epochs": 3})
+    from kdray.engine import checkpoint
+
+    fill, save = small_disk.path / "fill", checkpoint.save
+
+    def then_fill(*arguments):
+        path = save(*arguments)
+        with fill.open("wb", buffering=0) as file:
+            try:
+                while file.write(b"0" * 1024):
+                    pass
+            except OSError:
+                pass
+        return path
+
+    monkeypatch.setattr(checkpoint, "save", then_fill)
+    result = desk("train", config)
+    assert result.code == 1
+    assert "No space left on device" in result.err.splitlines()[-1]
+    monkeypatch.undo()
+    monkeypatch.chdir(desk.path)
+    fill.unlink()
+    assert desk("resume", "disk/small").code == 0
+
+
+def test_too_little_space_for_the_checkpoints(desk, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert "0 MB are free, and checkpoints need about" in desk.refused("train", desk.config())
+    assert not desk.path.joinpath("runs").exists()
+
+
+def test_a_loss_that_is_no_number_any_more(desk):
+    result = desk("train", desk.config(optimizer={"lr": 1e38}, schedule={"epochs": 3}))
+    assert result.code == 1
+    assert "ce became not a number in epoch 1: lower optimizer.lr" in result.err and "Traceback" not in result.err
+    assert json.loads(desk.path.joinpath("runs/small/status.json").read_text())["state"] == "failed"
+
+
+def test_an_error_in_a_users_network(desk):
+    desk.write(
+        "nets_that_break.py",
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.fc = nn.Linear(64, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        if self.training:\n"
+        "            raise IndexError('in the middle')\n"
+        "        return self.fc(x.flatten(1))\n",
+    )
+    result = desk("train", desk.config(student={"model": "nets_that_break:Net"}))
+    assert result.code == 1
+    lines = result.err.splitlines()
+    assert lines[-1] == "IndexError: in the middle" and "nets_that_break.py" in lines[-3]
+    assert json.loads(desk.path.joinpath("runs/small/status.json").read_text())["state"] == "failed"
+
+
+def test_resuming_what_is_no_run(desk):
+    desk.trained(name="mine")
+    assert "no run 'mine2'" in desk.refused("resume", "mine2")
+    assert "Did you mean 'mine'?" in desk.refused("resume", "mime")
+
+
+def test_resuming_what_is_finished(desk):
+    desk.trained(name="mine")
+    result = desk("resume", "mine", "--json")
+    assert result.code == 0 and "finished; nothing is left to do" in result.err
+    assert json.loads(result.out)["name"] == "mine"
+
+
+def test_a_checkpoint_of_another_config(desk):
+    run = desk.trained("schedule.epochs=2", name="mine")
+    for name, text in (("status.json", '{"state": "interrupted"}'), ("config.yaml", None)):
+        file = run / name
+        file.write_text(text or file.read_text().replace("lr: 0.05", "lr: 0.01"))
+    assert "its config.yaml was changed" in desk.refused("resume", "mine", code=4)
+
+
+def test_interrupted_and_resumed(desk):
+    """Ctrl-C in the middle of an epoch; the weights at the end are those of the unbroken run, bit for bit."""
+    long = ("schedule.epochs=40", "data.samples=1000", "checkpoint.every_steps=7", "data.augment=[crop]")
+    config = desk.config()
+    command = [sys.executable, "-m", "kdray", "train", config, *long, "--name", "broken"]
+    process = subprocess.Popen(command, cwd=desk.path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    checkpoints = desk.path / "runs/broken/checkpoints"
+    until = time.monotonic() + 60
+    while not list(checkpoints.glob("step-*")) and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, err
+    assert "interrupted: `kdray resume broken` goes on" in err and "Traceback" not in err
+    status = json.loads(desk.path.joinpath("runs/broken/status.json").read_text())
+    assert status["state"] == "interrupted"
+
+    assert desk("resume", "broken").code == 0
+    whole = desk.trained(*long, name="whole")
+    for file in ("student.safetensors", "best.safetensors"):
+        assert desk.path.joinpath("runs/broken", file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_more_workers_than_cpus(desk):
+    """The one test here that starts Ray."""
+    message = desk.refused("train", desk.config(data={"name": "digits", "batch_size": 1000}), "--num-workers", 1000)
+    assert "asked for 1000 workers with 1 CPU each; the cluster has 1 node with" in message
+    assert "What fits: --num-workers " in message and "--cpus-per-worker 0." in message
+
+
+def test_a_cluster_that_is_not_there(desk):
+    message = desk.refused("train", desk.config(), "--num-workers", 1, "--address", "127.0.0.1:1")
+    assert "nobody answers at the Ray address 127.0.0.1:1" in message

@@ -1,0 +1,177 @@
+"""Each verb as it should go."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def test_help_is_quick():
+    """Neither torch nor Ray is imported for it."""
+    code = (
+        "import sys; sys.argv = ['kdray', '--help']\n"
+        "from kdray.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print(sorted({'torch', 'ray', 'pydantic', 'sklearn'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr.strip() == "[]"
+    for verb in ("train", "resume", "evaluate", "show", "validate", "list", "plugins", "schema", "doctor"):
+        assert verb in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["train", "resume", "evaluate", "show", "validate", "list", "plugins", "schema", "doctor"])
+def test_help_has_examples(desk, verb):
+    shown = desk(verb, "--help")
+    assert shown.code == 0 and "Example" in shown.out and f"kdray {verb}" in shown.out
+
+
+def test_a_verb_that_is_none(desk):
+    result = desk("trian")
+    assert result.code == 2 and "Did you mean 'train'?" in result.err
+
+
+def test_train_prints_a_table(desk):
+    result = desk("train", desk.config())
+    assert result.code == 0
+    assert "94" in result.out and "accuracy on the test set" in result.out
+    assert f"run: {desk.path / 'runs/small'}" in result.out
+    assert "1/1  loss" in result.err
+
+
+def test_train_over_seeds(desk):
+    result = desk("train", desk.config(), "--seeds", "0,1", "--json")
+    first, second = json.loads(result.out)
+    assert (first["name"], first["seed"], second["name"], second["seed"]) == ("small-seed0", 0, "small-seed1", 1)
+    shown = desk("train", desk.config(), "--seeds", "2,3")
+    assert "2 seeds, mean ± deviation" in shown.out
+
+
+def test_the_files_of_a_run(desk):
+    run = desk.trained()
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
+        *("config.yaml", "command.txt", "environment.json", "status.json", "summary.json", "metrics.jsonl"),
+        *("tensorboard", "checkpoints", "student.safetensors", "best.safetensors", "MODEL_CARD.md"),
+    }
+    assert run.joinpath("command.txt").read_text() == "kdray train base.yaml --name base\n"
+    environment = json.loads(run.joinpath("environment.json").read_text())
+    assert environment["packages"]["torch"] and {"ce", "kd", "crd"} <= {p["name"] for p in environment["plugins"]}
+
+
+def test_a_teacher_is_trained_once(desk):
+    desk.config("recipe.yaml", name="tutor", student={"model": "convnet", "widths": [8]})
+    teacher = {"model": "convnet", "widths": [8], "train": "recipe.yaml"}
+    config = desk.config(teacher=teacher, losses={"kd": {}}, baseline=True)
+    first = desk("train", config)
+    assert first.code == 0 and "training the teacher: tutor-" in first.err
+    for row in ("teacher", "student alone", "distilled student"):
+        assert row in first.out
+    second = desk("train", config, "--name", "again")
+    assert "training the teacher: done already" in second.err and "alone: done already" in second.err
+
+
+def test_dry_run(desk):
+    plan = desk("train", desk.config(), "--dry-run")
+    assert plan.code == 0 and "1 epochs of 2 steps" in plan.out
+    as_json = json.loads(desk("train", desk.config(), "--dry-run", "--json").out)
+    assert as_json["steps_per_epoch"] == 2 and as_json["student"] == {"model": "convnet", "parameters": 94}
+    assert not desk.path.joinpath("runs").exists()
+
+
+def test_evaluate(desk):
+    run = desk.trained()
+    accuracy = json.loads(run.joinpath("summary.json").read_text())["last"]["top1"]
+    weights = str(run / "student.safetensors")
+    for arguments in (["base"], [str(run)], ["base", "--best"], [weights, "--config", "base.yaml"]):
+        result = json.loads(desk("evaluate", *arguments, "--json").out)
+        assert (result["top1"], result["samples"]) == (accuracy, 360)
+    assert "of train" in desk("evaluate", "base", "--split", "train").out
+    teacher = {"model": "convnet", "widths": [4], "checkpoint": weights}
+    config = desk.config(teacher=teacher, losses={"kd": {}})
+    result = json.loads(desk("evaluate", weights, "--config", config, "--as", "teacher", "--json").out)
+    assert result["top1"] == accuracy
+
+
+def test_evaluate_what_cannot_be(desk):
+    weights = str(desk.trained() / "student.safetensors")
+    assert "--config CONFIG" in desk.refused("evaluate", weights)
+    assert "Did you mean 'base'?" in desk.refused("evaluate", "bas")
+    assert "set data.validation" in desk.refused("evaluate", "base", "--split", "validation")
+    assert "are for files of weights" in desk.refused("evaluate", "base", "--as", "teacher")
+    assert "--best is for runs" in desk.refused("evaluate", weights, "--config", "base.yaml", "--best")
+
+
+def test_show_loads_again(desk):
+    config = desk.config(losses={"ce": {}, "kd": {}}, teacher={"model": "convnet", "widths": [4], "checkpoint": "x.pt"})
+    shown = desk("show", config, "optimizer.lr=1e-3").out
+    assert "# command line" in shown and f"# {config}:" in shown and "# default" in shown
+    desk.write("again.yaml", shown)
+    plain = desk("show", config, "optimizer.lr=1e-3", "--no-origin").out
+    assert desk("show", "again.yaml", "--no-origin").out == plain
+    assert yaml.safe_load(shown) == yaml.safe_load(plain)
+
+
+def test_validate_tells_of_every_file(desk):
+    good = desk.config("good.yaml")
+    bad = [desk.config("bad1.yaml", optimizer={"lrr": 1}), desk.config("bad2.yaml", schedule={"epoch": 1})]
+    result = desk("validate", bad[0], good, bad[1])
+    assert result.code == 2
+    assert result.out == "good.yaml: ok\n"
+    assert "bad1.yaml:" in result.err and "bad2.yaml:" in result.err
+
+
+def test_validate_build(desk):
+    config = desk.config(data={"name": "digits", "batch_size": 50, "samples": 10**6})
+    assert desk("validate", config).code == 0
+    assert "digits has 1437" in desk.refused("validate", config, "--build")
+
+
+def test_the_configs_of_the_repository_are_valid(desk):
+    result = desk("validate", *CONFIGS)
+    assert result.code == 0, result.err
+
+
+def test_the_schema_holds_for_the_configs_of_the_repository(desk):
+    schema = json.loads(desk("schema").out)
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    for path in CONFIGS:
+        config = yaml.safe_load(path.read_text())
+        if "extends" not in config:  # the others are not whole
+            validator.validate(config)
+    assert not validator.is_valid({**yaml.safe_load(CONFIGS[0].read_text()), "sede": 1})
+
+
+@pytest.mark.parametrize("kind", ["distillers", "models", "datasets", "augmentations", "optimizers", "configs", "runs"])
+def test_list(desk, kind):
+    desk.config("configs/mine.yaml")
+    desk.trained(name="z-first")
+    desk.trained(name="a-second")
+    rows = json.loads(desk("list", kind, "--json").out)
+    names = [row["name"] for row in rows]
+    known = {"distillers": "crd", "models": "resnet8x4", "datasets": "digits", "augmentations": "crop", "optimizers": "sgd", "configs": "mine"}
+    if kind == "runs":
+        assert names == ["z-first", "a-second"]  # the newest last
+        assert [row["path"] for row in rows] == [str(desk.path / "runs" / name) for name in names]
+    else:
+        assert known[kind] in names
+    shown = desk("list", kind)
+    assert shown.code == 0 and all(name in shown.out for name in names)
+
+
+def test_plugins_and_doctor(desk):
+    assert {"ce", "kd", "crd"} <= {row["name"] for row in json.loads(desk("plugins", "--json").out)}
+    assert "all is well" in desk("doctor", "--num-workers", 0).out
+    desk.write("broken.py", "1 / 0")
+    desk.write("kdray.toml", '[plugins]\nload = ["broken.py"]\n')
+    assert "ZeroDivisionError" in desk("plugins").out
+    assert desk("doctor", "--num-workers", 0).code == 3
