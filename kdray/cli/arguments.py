@@ -10,20 +10,36 @@ from typing import Annotated
 
 import typer
 
-ConfigFile = Annotated[Path, typer.Argument(help="A config file, for instance configs/quickstart.yaml.", metavar="CONFIG")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Values that replace those of the file: `losses.kd.temperature=2`.", metavar="[KEY=VALUE]...")
+ConfigFile = Annotated[
+    Path, typer.Argument(help="A config file, for instance configs/quickstart.yaml.", metavar="CONFIG")
 ]
-NumWorkers = Annotated[int | None, typer.Option("--num-workers", min=0, help="Ray Train workers; 0 runs in this process. [scale.num_workers]")]
-CpusPerWorker = Annotated[float | None, typer.Option("--cpus-per-worker", help="CPUs a worker, fractions allowed. [scale.cpus_per_worker]")]
-Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join, for instance auto. Default: kdray.toml, RAY_ADDRESS, else one here.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Values that replace those of the file: `losses.kd.temperature=2`.", metavar="[KEY=VALUE]..."),
+]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option("--num-workers", min=0, help="Ray Train workers; 0 runs in this process. [scale.num_workers]"),
+]
+CpusPerWorker = Annotated[
+    float | None, typer.Option("--cpus-per-worker", help="CPUs a worker, fractions allowed. [scale.cpus_per_worker]")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="Ray cluster to join, for instance auto. Default: kdray.toml, RAY_ADDRESS, else one here."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def with_flags(overrides: list[str] | None, **flags) -> list[str]:
     """Overrides with the flags that were given, as overrides of the same meaning; a flag wins."""
     given = {"num_workers": "scale.num_workers", "cpus_per_worker": "scale.cpus_per_worker", "name": "run.name"}
-    return [*(overrides or []), *(f"{given[flag]}={json.dumps(value)}" for flag, value in flags.items() if value is not None)]
+    return [
+        *(overrides or []),
+        *(f"{given[flag]}={json.dumps(value)}" for flag, value in flags.items() if value is not None),
+    ]
 
 
 def command_line() -> str:

@@ -12,10 +12,14 @@ from .arguments import Address
 
 
 def doctor(
-    num_workers: Annotated[int, typer.Option("--num-workers", min=0, help="Workers to start for the trial of Ray; 0 leaves Ray out.")] = 2,
+    num_workers: Annotated[
+        int, typer.Option("--num-workers", min=0, help="Workers to start for the trial of Ray; 0 leaves Ray out.")
+    ] = 2,
     address: Address = None,
 ) -> None:
-    """Check this machine: versions, processors, plugins, and a group of Ray workers that add up a number. Paste the output into a bug report.
+    """Check this machine: versions, processors, plugins, and a group of Ray workers that add up a number.
+
+    Paste the output into a bug report. The exit code is 3 when a plugin is broken.
 
     Example:
 
@@ -37,7 +41,10 @@ def doctor(
     typer.echo(f"CPUs {usable}, torch threads {torch.get_num_threads()}, GPUs: {', '.join(found['gpus']) or 'none'}")
     typer.echo(f"kdray.toml: {project.file or 'none'}; data {project.data}; runs {project.runs}")
     broken = registry.host.failed
-    typer.echo(f"plugins: {len(registry.host.plugins)} loaded or found, {len(broken)} broken" + "".join(f"\n  {p}: {p.error}" for p in broken))
+    typer.echo(
+        f"plugins: {len(registry.host.plugins)} loaded or found, {len(broken)} broken"
+        + "".join(f"\n  {p}: {p.error}" for p in broken)
+    )
     if num_workers:
         from ..launch.session import RaySession
         from ..launch.trial import all_reduce
@@ -45,8 +52,11 @@ def doctor(
         began = time.monotonic()
         with RaySession(address or project.ray_address) as session:
             seconds = all_reduce(session, ScaleConfig(num_workers=num_workers))
-        typer.echo(f"Ray: {num_workers} workers added up over {seconds['backend']}: ok; {time.monotonic() - began:.1f} s in all, "
-                   f"{seconds['bandwidth'] / 1e6:,.0f} MB/s all-reduce")
+        typer.echo(
+            f"Ray: {num_workers} workers added up over {seconds['backend']}: ok; "
+            f"{time.monotonic() - began:.1f} s in all, "
+            f"{seconds['bandwidth'] / 1e6:,.0f} MB/s all-reduce"
+        )
     if broken:
         raise PluginError("some plugins are broken: see `kdray plugins`")
     typer.echo("all is well")

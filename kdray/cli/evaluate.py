@@ -12,12 +12,25 @@ from .arguments import AsJson
 
 
 def evaluate(
-    what: Annotated[str, typer.Argument(help="A run, by name or path; or a file of weights, with --config.", metavar="RUN|CHECKPOINT")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Values that replace those of the config.", metavar="[KEY=VALUE]...")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="The config that a file of weights belongs to.")] = None,
-    role: Annotated[Literal["student", "teacher"], typer.Option("--as", help="Which network of the config the weights are.")] = "student",
-    best: Annotated[bool, typer.Option("--best", help="Of a run: the best epoch's weights, not the last one's.")] = False,
-    split: Annotated[Literal["test", "validation", "train"], typer.Option("--split", help="Which part of the data.")] = "test",
+    what: Annotated[
+        str,
+        typer.Argument(help="A run, by name or path; or a file of weights, with --config.", metavar="RUN|CHECKPOINT"),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Values that replace those of the config.", metavar="[KEY=VALUE]...")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The config that a file of weights belongs to.")
+    ] = None,
+    role: Annotated[
+        Literal["student", "teacher"], typer.Option("--as", help="Which network of the config the weights are.")
+    ] = "student",
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run: the best epoch's weights, not the last one's.")
+    ] = False,
+    split: Annotated[
+        Literal["test", "validation", "train"], typer.Option("--split", help="Which part of the data.")
+    ] = "test",
     as_json: AsJson = False,
 ) -> None:
     """Measure the accuracy of a run's student, or of any file of weights. Every sample counts once.
@@ -38,20 +51,35 @@ def evaluate(
     registry, project = Registry.default(), find_project()
     if Path(what).is_file():
         if config is None:
-            raise ConfigError(f"{what} is a file of weights: say which config it belongs to, --config CONFIG (and --as teacher for a teacher's)")
+            raise ConfigError(
+                f"{what} is a file of weights: say which config it belongs to, --config CONFIG "
+                "(and --as teacher for a teacher's)"
+            )
         source, weights = config, Path(what)
         if best:
             raise ConfigError("--best is for runs; this is a file of weights")
     else:
         if config is not None or role == "teacher":
-            raise ConfigError(f"--config and --as are for files of weights, and there is no file {what}; a run has its own config")
+            raise ConfigError(
+                f"--config and --as are for files of weights, and there is no file {what}; a run has its own config"
+            )
         run = find_run(what, project.runs)
         source, weights = run.config_file, run.path / ("best.safetensors" if best else "student.safetensors")
         if not weights.exists():
-            raise ConfigError(f"{run.name} has no {weights.name} yet (its state: {run.status['state']}): `kdray resume {run.name}` goes on with it")
+            raise ConfigError(
+                f"{run.name} has no {weights.name} yet (its state: {run.status['state']}): "
+                f"`kdray resume {run.name}` goes on with it"
+            )
     loaded = load_config(source, overrides or [], registry=registry).config
-    result = {"weights": str(weights), "split": split, **measure(loaded, registry, project.data, str(weights), role, split)}
+    result = {
+        "weights": str(weights),
+        "split": split,
+        **measure(loaded, registry, project.data, str(weights), role, split),
+    }
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
-        typer.echo(f"{result['top1']:.2%} top-1, {result['top5']:.2%} top-5, loss {result['loss']:.4f}: {result['samples']:,} samples of {split}")
+        typer.echo(
+            f"{result['top1']:.2%} top-1, {result['top5']:.2%} top-5, loss {result['loss']:.4f}: "
+            f"{result['samples']:,} samples of {split}"
+        )

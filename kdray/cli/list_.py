@@ -68,7 +68,7 @@ def _rows(kind: Kind) -> tuple[list[dict], list[str]]:
 
 
 def list_configs(folder: Path) -> list[dict]:
-    """Every YAML file under `folder`: name without suffix, path, and the first line of its comment that is not a command."""
+    """Every YAML file under `folder`: name without suffix, path, and the first line of comment that is no command."""
     rows = []
     for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""The command line. A verb a file; torch and Ray are imported inside the verbs, so that `kdray --help` answers at once."""
+"""The command line, a verb a file. torch and Ray are imported inside the verbs: `kdray --help` answers at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from . import doctor, evaluate, list_, plugins, resume, schema, show, train, val
 
 app = typer.Typer(
     name="kdray",
-    help="Distributed knowledge distillation with plugins, on Ray Train.\n\nStart with: kdray train configs/quickstart.yaml",
+    help="Distributed knowledge distillation with plugins, on Ray Train.\n\n"
+    "Start with: kdray train configs/quickstart.yaml",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,12 +38,14 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version.")) -> None:
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
     pass
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 the run failed, 2 config or arguments, 3 a plugin, 4 a cache or resume mismatch, 130 interrupted."""
+    """Exit codes: 0 done, 1 the run failed, 2 config or arguments, 3 a plugin, 4 a mismatch, 130 interrupted."""
     from ..errors import KdrayError
 
     try:

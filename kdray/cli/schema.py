@@ -8,7 +8,7 @@ import typer
 
 
 def schema() -> None:
-    """Print the JSON Schema of config files, options of installed plugins included, for editors that complete and check.
+    """Print the JSON Schema of config files, with the options of installed plugins, for editors.
 
     Example:
 

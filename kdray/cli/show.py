@@ -12,7 +12,9 @@ from .arguments import ConfigFile, Overrides
 def show(
     config: ConfigFile,
     overrides: Overrides = None,
-    origin: Annotated[bool, typer.Option("--origin/--no-origin", help="Say in a comment where each value comes from.")] = True,
+    origin: Annotated[
+        bool, typer.Option("--origin/--no-origin", help="Say in a comment where each value comes from.")
+    ] = True,
 ) -> None:
     """Print a config with everything filled in, and where each value comes from. The output is a valid config.
 

@@ -17,7 +17,9 @@ def train(
     cpus_per_worker: CpusPerWorker = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run's folder. [run.name]")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", help="Run once for each of these seeds: 0,1,2.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, print the plan, train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build everything, print the plan, train nothing.")
+    ] = False,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:

@@ -10,7 +10,9 @@ import typer
 
 def validate(
     configs: Annotated[list[Path], typer.Argument(help="Config files.", metavar="CONFIG...")],
-    build: Annotated[bool, typer.Option("--build", help="Also load the data and build networks and losses, as a run would.")] = False,
+    build: Annotated[
+        bool, typer.Option("--build", help="Also load the data and build networks and losses, as a run would.")
+    ] = False,
 ) -> None:
     """Check configs without running them. All that is wrong is told at once, with file, line and column.
 

@@ -35,7 +35,8 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
         "## Training",
         "",
         f"- losses: {', '.join(f'{label} (weight {_weight(loss.weight)})' for label, loss in config.losses.items())}",
-        f"- {config.schedule.epochs} epochs, global batch {data.batch_size}, {config.optimizer.name}, learning rate {config.optimizer.lr:g}, "
+        f"- {config.schedule.epochs} epochs, global batch {data.batch_size}, {config.optimizer.name}, "
+        f"learning rate {config.optimizer.lr:g}, "
         f"precision {config.engine.precision}, seed {config.seed}",
         f"- augmentation: {', '.join(map(_augmentation, data.augment)) or 'none'}"
         + (f"; {data.samples} training samples" if data.samples else ""),

@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: a live line where there is a terminal, plain lines elsewhere. All of it on standard error."""
+"""What the terminal shows of a run, on standard error: lines, and below them a live one where there is a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..config.schema import Config
 from .folder import RunFolder
-
 
 LINES = 30
 """A run of so many epochs has a line for each; a longer one about as many in all, and one every `SECONDS`."""
@@ -108,9 +107,14 @@ class Screen:
 
 
 def epoch_line(row: dict, epochs: int) -> str:
-    """`  12/30  loss 1.234 (ce 0.512, kd 0.722)  test 87.12%  best 88.00% at 9  1,234/s`: unweighted terms, pictures a second."""
+    """`  12/30  loss 1.234 (ce 0.512, kd 0.722)  test 87.12%  best 88.00% at 9  1,234/s`
+
+    The terms are unweighted; the last number is pictures a second.
+    """
     terms = ", ".join(f"{name} {_short(value)}" for name, value in row["terms"].items())
-    results = "  ".join(f"{head} {row[split]['top1']:.2%}" for head, split in (("val", "validation"), ("test", "test")) if split in row)
+    results = "  ".join(
+        f"{head} {row[split]['top1']:.2%}" for head, split in (("val", "validation"), ("test", "test")) if split in row
+    )
     best = row["best"]
     return (
         f"  {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {_short(row['loss'])} ({terms})  {results}  "

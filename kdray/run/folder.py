@@ -31,7 +31,9 @@ class RunFolder:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: Path, *, config_text: str, command: str, plugins: list[dict], needed_bytes: int = 0) -> RunFolder:
+    def create(
+        cls, path: Path, *, config_text: str, command: str, plugins: list[dict], needed_bytes: int = 0
+    ) -> RunFolder:
         """Raises ConfigError, and leaves nothing behind, when the name is taken or the folder cannot hold the run."""
         refuse_taken(path)
         missing = [p for p in (path, *path.parents) if not p.exists()]
@@ -48,7 +50,10 @@ class RunFolder:
         except OSError as error:
             for folder in missing:  # the innermost first
                 shutil.rmtree(folder, ignore_errors=True)
-            raise ConfigError(f"the run folder {path} cannot be used: {error.strerror or error}. Choose another with run.dir=…, or kdray.toml's [paths] runs") from error
+            raise ConfigError(
+                f"the run folder {path} cannot be used: {error.strerror or error}. "
+                "Choose another with run.dir=…, or kdray.toml's [paths] runs"
+            ) from error
         return run
 
     @property
@@ -105,7 +110,9 @@ def refuse_taken(path: Path) -> None:
     """Raises ConfigError when there is a run, or anything else, at `path`."""
     if os.path.lexists(path):
         resume = "" if RunFolder(path).finished else f"go on with it by `kdray resume {path.name}`, or "
-        raise ConfigError(f"a run named '{path.name}' exists already at {path}: {resume}choose another name with --name")
+        raise ConfigError(
+            f"a run named '{path.name}' exists already at {path}: {resume}choose another name with --name"
+        )
 
 
 def list_runs(folder: Path) -> list[dict]:

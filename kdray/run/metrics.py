@@ -1,6 +1,7 @@
 """metrics.jsonl, written by the first worker; and progress.json, which says where it is just now.
 
-The files are all that passes between the workers and whoever watches, so that a run is watched alike in this process, on a cluster and later.
+The files are all that passes between the workers and whoever watches, so that a run is watched alike in this process,
+on a cluster and later.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from .folder import write_json
 
 
 class FileLog:
-    """The engine's `Log`, in a run folder. token: the mark of the start or the resumption that this worker belongs to."""
+    """The engine's `Log`, in a run folder. token: the mark of the start or resumption that this worker belongs to."""
 
     def __init__(self, folder: Path, token: str, progress_every: float = 0.3):
         self.file, self.now = folder / "metrics.jsonl", folder / "progress.json"
@@ -23,7 +24,7 @@ class FileLog:
         self.progress_every, self._last = progress_every, ("", 0.0)
 
     def guard(self) -> None:
-        """Raises RunFailed when somebody else has resumed the run: a worker that outlives its driver must not write any more."""
+        """Raises RunFailed when somebody else has resumed the run: what outlives its driver must not write."""
         if self.mark.read_text() != self.token:
             raise RunFailed("this run was resumed by another process; this one stops")
 

@@ -14,7 +14,9 @@ def plan(config: Config, parts: Parts) -> dict:
     found = {
         "name": config.run.name or config.name,
         "epochs": config.schedule.epochs,
-        "steps_per_epoch": len(data.train) // size if config.data.last_batch == "drop" else ceil(len(data.train) / size),
+        "steps_per_epoch": len(data.train) // size
+        if config.data.last_batch == "drop"
+        else ceil(len(data.train) / size),
         "batch_size": size,
         "num_workers": config.scale.num_workers,
         "data": {
@@ -41,8 +43,10 @@ def describe(plan: dict) -> str:
     data, teacher = plan["data"], plan.get("teacher")
     workers = f"{plan['num_workers']} Ray workers" if plan["num_workers"] else "in this process"
     lines = [
-        f"{plan['name']}: {plan['epochs']} epochs of {plan['steps_per_epoch']} steps, global batch {plan['batch_size']}, {workers}",
-        f"  data     {data['name']}: {data['train']:,} training, {data['validation']:,} validation, {data['test']:,} test samples, "
+        f"{plan['name']}: {plan['epochs']} epochs of {plan['steps_per_epoch']} steps, "
+        f"global batch {plan['batch_size']}, {workers}",
+        f"  data     {data['name']}: {data['train']:,} training, {data['validation']:,} validation, "
+        f"{data['test']:,} test samples, "
         f"{data['classes']} classes",
         f"  student  {plan['student']['model']}: {plan['student']['parameters']:,} parameters",
     ]
@@ -50,7 +54,10 @@ def describe(plan: dict) -> str:
         how = f"trained first by {teacher['train']}" if teacher["train"] else "measured before the first step"
         lines.append(f"  teacher  {teacher['model']}: {teacher['parameters']:,} parameters, {how}")
     for label, loss in plan["losses"].items():
-        lines.append(f"  loss     {label}: {loss['parameters']:,} parameters, {loss['bytes'] / 1e6:,.1f} MB of banks and constants a worker")
+        lines.append(
+            f"  loss     {label}: {loss['parameters']:,} parameters, "
+            f"{loss['bytes'] / 1e6:,.1f} MB of banks and constants a worker"
+        )
     return "\n".join(lines)
 
 

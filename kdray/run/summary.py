@@ -87,7 +87,9 @@ def table(summary: dict) -> Table:
         add("student alone", summary["student"], alone["parameters"], alone["last"], alone["best"])
     what = "distilled student" if "teacher" in summary else "student"
     add(what, summary["student"], summary["parameters"], summary["last"], summary["best"])
-    found.caption = "accuracy on the test set; best by " + ("the validation set" if summary["best"]["split"] == "validation" else "the test set itself")
+    found.caption = "accuracy on the test set; best by " + (
+        "the validation set" if summary["best"]["split"] == "validation" else "the test set itself"
+    )
     found.caption_justify = "left"
     return found
 
@@ -115,5 +117,3 @@ def seeds_table(summaries: list[dict]) -> Table:
             last, best = zip(*(pick(s) for s in summaries))
             found.add_row(what, spread(last), spread(best) if best[0] is not None else "")
     return found
-
-

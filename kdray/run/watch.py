@@ -11,12 +11,14 @@ from .folder import read_json
 
 
 class Watch:
-    """While it is open, calls `on_row(row)` for each new row of metrics.jsonl and `on_progress(dict)` several times a second.
+    """While it is open, calls `on_row(row)` for each new row of metrics.jsonl and `on_progress(dict)` every `every` s.
 
     Rows that are there when it opens are not told. After a restart, what is done again is told again.
     """
 
-    def __init__(self, folder: Path, on_row: Callable[[dict], None], on_progress: Callable[[dict], None], every: float = 0.2):
+    def __init__(
+        self, folder: Path, on_row: Callable[[dict], None], on_progress: Callable[[dict], None], every: float = 0.2
+    ):
         self.folder, self.on_row, self.on_progress, self.every = folder, on_row, on_progress, every
         self.file = folder / "metrics.jsonl"
         self.inode, self.place = self._size()

@@ -50,7 +50,12 @@ class Code:
         return os.mkdir, ("was-run",)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda content, file: pickle.dump(content, open(file, "wb"))])
+def plain_pickle(content, file):
+    with open(file, "wb") as handle:
+        pickle.dump(content, handle)
+
+
+@pytest.mark.parametrize("save", [torch.save, plain_pickle])
 def test_code_is_not_run(desk, save):
     save({"state_dict": Code()}, "evil.pt")
     assert "is refused: reading it would run code" in start_from(desk, "evil.pt")
