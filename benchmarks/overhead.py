@@ -1,9 +1,11 @@
-"""What the engine costs: pictures a second of a student step, kdray's loop against a plain PyTorch loop of the same work.
+"""What the engine costs: pictures a second of a student step, kdray's loop against a plain PyTorch loop of the same
+work.
 
     python benchmarks/overhead.py [--model resnet8x4] [--precision fp32] [--rounds 7] [--steps 10]
 
-One process, cross-entropy alone, batch 64 of 32×32 pictures from memory, channels_last, crop and flip. Rounds of the two loops take turns, so that
-a slow moment of the machine hits both; the figure is the median of the rounds' ratios. Writes benchmarks/results/overhead.json.
+One process, cross-entropy alone, batch 64 of 32×32 pictures from memory, channels_last, crop and flip. Rounds of the
+two loops take turns, so that a slow moment of the machine hits both; the figure is the median of the rounds' ratios.
+Writes benchmarks/results/overhead.json.
 """
 
 from __future__ import annotations
@@ -80,7 +82,9 @@ def main() -> None:
     from kdray.specs import DatasetSpec
 
     source = pictures()
-    registry.datasets["random"] = DatasetSpec("random", lambda options, path, split: source, mean=(0.5,) * 3, std=(0.25,) * 3)
+    registry.datasets["random"] = DatasetSpec(
+        "random", lambda options, path, split: source, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
     run = config(args.model, args.precision)
     parts = build(run, registry, Path("."), None, torch.device("cpu"))
     from kdray.models.build import build_model
@@ -103,12 +107,17 @@ def main() -> None:
         rows = []
         for number in range(args.rounds):
             pair = {}
-            for name, epoch in (("kdray", ours), ("plain", theirs)) if number % 2 else (("plain", theirs), ("kdray", ours)):
+            for name, epoch in (
+                (("kdray", ours), ("plain", theirs)) if number % 2 else (("plain", theirs), ("kdray", ours))
+            ):
                 began = time.perf_counter()
                 epoch()
                 pair[name] = N / (time.perf_counter() - began)
             rows.append(pair)
-            print(f"round {number + 1}: kdray {pair['kdray']:,.0f}, plain {pair['plain']:,.0f} pictures/s, ratio {pair['kdray'] / pair['plain']:.3f}")
+            print(
+                f"round {number + 1}: kdray {pair['kdray']:,.0f}, plain {pair['plain']:,.0f} pictures/s, ratio "
+                f"{pair['kdray'] / pair['plain']:.3f}"
+            )
     result = {
         "model": args.model,
         "precision": args.precision,

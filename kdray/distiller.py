@@ -34,7 +34,8 @@ class Outputs:
     """What a network says of a batch of B pictures. Only what was required is filled in; the rest is None.
 
     logits (B, num_classes) · embedding (B, D), the input of the classifier · features: maps (B, C, H, W) of the stages,
-    shallow to deep · preactivations: the same before their last activation · head: (weight (num_classes, D), bias or None).
+    shallow to deep · preactivations: the same before their last activation · head: (weight (num_classes, D), bias or
+    None).
     """
 
     logits: Tensor | None = None
@@ -97,8 +98,9 @@ class Step:
 class Setup:
     """What a distiller may know when it is built.
 
-    labels (num_samples,): class of every training sample. teacher_head: the teacher's classifier, frozen, where it has one.
-    `teacher` is None when the run has no teacher. `generator` gives the same numbers on every worker: use it to fill buffers.
+    labels (num_samples,): class of every training sample. teacher_head: the teacher's classifier, frozen, where it has
+    one. `teacher` is None when the run has no teacher. `generator` gives the same numbers on every worker: use it to
+    fill buffers.
     """
 
     student: Shapes
@@ -113,8 +115,8 @@ class Setup:
 class Distiller(nn.Module):
     """Base class of a distillation loss.
 
-    Parameters that the class registers train with the student; buffers (banks, queues, constants) are saved and resumed,
-    and every worker keeps its own equal copy: write them from gathered values only.
+    Parameters that the class registers train with the student; buffers (banks, queues, constants) are saved and
+    resumed, and every worker keeps its own equal copy: write them from gathered values only.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -129,8 +131,8 @@ class Distiller(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, step: Step) -> Tensor | dict[str, Tensor]:
         """The unweighted loss, or several named terms.
 
-        Each is the mean over this worker's rows, so that the mean over workers is the loss of the global batch. A term that is computed
-        on gathered rows, equal on every worker, obeys the same rule.
+        Each is the mean over this worker's rows, so that the mean over workers is the loss of the global batch. A term
+        that is computed on gathered rows, equal on every worker, obeys the same rule.
         """
         raise NotImplementedError
 

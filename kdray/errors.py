@@ -1,4 +1,5 @@
-"""Every error that kdray raises on purpose: what is wrong, where, and what to do, with the exit code of the command line."""
+"""Every error that kdray raises on purpose: what is wrong, where, and what to do, with the exit code of the command
+line."""
 
 from __future__ import annotations
 

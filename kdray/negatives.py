@@ -1,7 +1,8 @@
 """Where the negatives of a contrastive loss come from, with one meaning at any number of workers.
 
-Student and teacher each give unit vectors g_s, g_t (b, d) for this worker's rows. A pool turns them into inner products: of every anchor
-with its positive and with its negatives, samples of other classes, for both directions. Nothing is divided by a temperature here.
+Student and teacher each give unit vectors g_s, g_t (b, d) for this worker's rows. A pool turns them into inner
+products: of every anchor with its positive and with its negatives, samples of other classes, for both directions.
+Nothing is divided by a temperature here.
 
 bank    a row for every training sample and side; positives and negatives are read from it, K drawn a sample.
 queue   the last K embeddings of each side; the positive is the other network's fresh embedding.
@@ -25,9 +26,15 @@ from .options import Options
 
 class BankOptions(Options):
     kind: Literal["bank"] = Field("bank", description="A memory of every training sample.")
-    count: int = Field(16384, gt=0, description="K: negatives drawn for each sample; with replacement where other classes have fewer samples.")
+    count: int = Field(
+        16384,
+        gt=0,
+        description="K: negatives drawn for each sample; with replacement where other classes have fewer samples.",
+    )
     momentum: float = Field(0.5, ge=0, lt=1, description="Share of the old vector when a sample's row is written.")
-    mode: Literal["exact", "relax"] = Field("exact", description="exact: the positive is the sample itself. relax: any sample of its class.")
+    mode: Literal["exact", "relax"] = Field(
+        "exact", description="exact: the positive is the sample itself. relax: any sample of its class."
+    )
 
 
 class QueueOptions(Options):
@@ -41,7 +48,8 @@ class BatchOptions(Options):
 
 @dataclass
 class Scores:
-    """Inner products of b anchors: positive (b,), negative (b, K). valid (b, K) marks the negatives that count; None: all of them."""
+    """Inner products of b anchors: positive (b,), negative (b, K). valid (b, K) marks the negatives that count; None:
+    all of them."""
 
     positive: Tensor
     negative: Tensor
@@ -49,7 +57,8 @@ class Scores:
 
 
 def negative_pool(options: BankOptions | QueueOptions | BatchOptions, dim: int, setup: Setup) -> nn.Module:
-    """The pool for `options`: call it with (g_s, g_t, batch, step) for the scores of both directions, `update(batch, step)` after the backward pass."""
+    """The pool for `options`: call it with (g_s, g_t, batch, step) for the scores of both directions, `update(batch,
+    step)` after the backward pass."""
     return {"bank": Bank, "queue": Queue, "batch": InBatch}[options.kind](options, dim, setup)
 
 
@@ -150,7 +159,8 @@ class _ByClass(nn.Module):
         self.total, self.largest = len(labels), int(self.size.max())
 
     def _uniform(self, batch: Batch, step: Step, columns: int) -> Tensor:
-        """(b, columns) in [0, 1): drawn for the whole global batch, so that a row does not depend on the worker it sits on."""
+        """(b, columns) in [0, 1): drawn for the whole global batch, so that a row does not depend on the worker it
+        sits on."""
         every = torch.rand(batch.size, columns, generator=step.generator, dtype=torch.float64)
         return every[batch.offset : batch.offset + len(batch.index)].to(batch.index.device)
 
@@ -176,10 +186,11 @@ class OtherClasses(_ByClass):
         return self._window(batch, step) if self.count <= self.total - self.largest else self._independent(batch, step)
 
     def _window(self, batch: Batch, step: Step) -> Tensor:
-        """Without replacement: one permutation of all samples a step, of which each row takes a window at its own place and leaves its class out.
+        """Without replacement: one permutation of all samples a step, of which each row takes a window at its own
+        place and leaves its class out.
 
-        A row's draw is a uniform K-subset of the other classes; rows of one step share the permutation, which costs a hundredth
-        of a permutation a row.
+        A row's draw is a uniform K-subset of the other classes; rows of one step share the permutation, which costs a
+        hundredth of a permutation a row.
         """
         length = min(self.total, self.count + self.largest)  # holds K of other classes whatever stands in it
         order = torch.randperm(self.total, generator=step.generator).to(batch.index.device)

@@ -38,7 +38,8 @@ class DistillerSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A network: `build(num_classes=…, in_channels=…, weights=…, options=…)` returns an `nn.Module` that maps (B, C, H, W) to logits."""
+    """A network: `build(num_classes=…, in_channels=…, weights=…, options=…)` returns an `nn.Module` that maps (B, C,
+    H, W) to logits."""
 
     name: str
     build: Callable[..., nn.Module]

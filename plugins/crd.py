@@ -1,29 +1,44 @@
-"""Contrastive representation distillation: teacher's and student's embeddings of one picture attract, of two classes repel."""
+"""Contrastive representation distillation: teacher's and student's embeddings of one picture attract, of two classes
+repel."""
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from kdray import BankOptions, BatchOptions, Distiller, DistillerSpec, Options, QueueOptions, Requires, hookimpl, negative_pool
+from kdray import (
+    BankOptions,
+    BatchOptions,
+    Distiller,
+    DistillerSpec,
+    Options,
+    QueueOptions,
+    Requires,
+    hookimpl,
+    negative_pool,
+)
 
 
 class CRDOptions(Options):
     dim: int = Field(128, gt=0, description="d: length of the embeddings that are compared.")
     temperature: float = Field(0.07, gt=0, description="τ: inner products are divided by it.")
     negatives: BankOptions | QueueOptions | BatchOptions = Field(
-        BankOptions(), discriminator="kind", description="Where negatives come from: a bank of all samples, a queue of the last ones, or the batch."
+        BankOptions(),
+        discriminator="kind",
+        description="Where negatives come from: a bank of all samples, a queue of the last ones, or the batch.",
     )
     objective: str = Field(
-        "nce", pattern="^(nce|infonce)$", description="`nce`: the paper's binary critic. `infonce`: softmax of the positive among the negatives."
+        "nce",
+        pattern="^(nce|infonce)$",
+        description="`nce`: the paper's binary critic. `infonce`: softmax of the positive among the negatives.",
     )
 
 
 class CRD(Distiller):
     """Tian et al., equations 14, 17 to 19: each network's embedding as the anchor against the other's, summed.
 
-    With `bank` and `nce` it is the published method, banks and normalising constants included: the positive is read from the bank before the
-    step's update, and Z is fixed from the first global batch.
+    With `bank` and `nce` it is the published method, banks and normalising constants included: the positive is read
+    from the bank before the step's update, and Z is fixed from the first global batch.
     """
 
     Options = CRDOptions
@@ -62,7 +77,9 @@ class CRD(Distiller):
         positive = (scores.positive / self.options.temperature).exp()
         negative = (scores.negative / self.options.temperature).exp()
         valid = scores.valid
-        count = torch.full_like(positive, negative.shape[1]) if valid is None else valid.sum(dim=1).to(positive)  # M, a row
+        count = (
+            torch.full_like(positive, negative.shape[1]) if valid is None else valid.sum(dim=1).to(positive)
+        )  # M, a row
         Z = self.constant(z, positive, negative, valid, count, step)
         c, eps = (count / self.num_samples)[:, None], 1e-7  # M / N
         positive, negative = positive / Z, negative / Z

@@ -33,7 +33,11 @@ WHOLE = ("losses", "student")  # given anew as a whole
 def merged(base: dict, changes: dict) -> dict:
     out = dict(base)
     for key, value in changes.items():
-        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) and key not in WHOLE else value
+        out[key] = (
+            merged(out[key], value)
+            if isinstance(value, dict) and isinstance(out.get(key), dict) and key not in WHOLE
+            else value
+        )
     return out
 
 

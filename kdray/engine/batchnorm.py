@@ -1,6 +1,7 @@
 """Batch normalisation over the global batch, on any device.
 
-torch.nn.SyncBatchNorm does this on GPUs and refuses the CPU; this one serves the CPU. Same results as one process's nn.BatchNorm.
+torch.nn.SyncBatchNorm does this on GPUs and refuses the CPU; this one serves the CPU. Same results as one process's
+nn.BatchNorm.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class _Normalize(torch.autograd.Function):
         count = values.new_tensor([float(values.numel() // values.shape[1])])
         var, mean = torch.var_mean(values, dim=axes, correction=0)
 
-        # Each worker's count, mean and sum of squares around its own mean combine without cancellation (Chan et al., 1979).
+        # Each worker's count, mean and sum of squares around its own mean combine without cancellation (Chan et al.,
+        # 1979).
         mine = torch.cat([count, mean, var * count])
         parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, mine)
@@ -79,7 +81,9 @@ def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            twin = GlobalBatchNorm(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
+            twin = GlobalBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
             twin.train(child.training)
             twin._parameters, twin._buffers = child._parameters, child._buffers
             twin._forward_hooks, twin._forward_pre_hooks = child._forward_hooks, child._forward_pre_hooks

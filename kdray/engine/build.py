@@ -1,4 +1,5 @@
-"""From a config to the parts of a run: data, networks, losses. Everything that can be wrong about them is found here, before the first step."""
+"""From a config to the parts of a run: data, networks, losses. Everything that can be wrong about them is found here,
+before the first step."""
 
 from __future__ import annotations
 
@@ -38,12 +39,17 @@ class Parts:
         return self.objective.student
 
 
-def build(config: Config, registry: Registry, data_root: Path, teacher_checkpoint: str | None, device: torch.device) -> Parts:
+def build(
+    config: Config, registry: Registry, data_root: Path, teacher_checkpoint: str | None, device: torch.device
+) -> Parts:
     """Raises ConfigError for data, networks, checkpoints and losses that do not fit together."""
     data = load_data(config.data, config.seed, registry, data_root)
     precision = Precision(config.engine.precision, device)
     specs = {label: registry.get("distillers", loss.use or label) for label, loss in config.losses.items()}
-    wants = {side: frozenset().union(*(getattr(spec.cls.requires, side) for spec in specs.values())) for side in ("student", "teacher")}
+    wants = {
+        side: frozenset().union(*(getattr(spec.cls.requires, side) for spec in specs.values()))
+        for side in ("student", "teacher")
+    }
     _check_teacher_is_needed(config, wants["teacher"], specs)
     example = _example(data, device)
 
@@ -88,11 +94,13 @@ def _check_teacher_is_needed(config: Config, wanted: frozenset, specs: dict) -> 
     readers = [label for label, spec in specs.items() if spec.cls.requires.teacher]
     if config.teacher is None and readers:
         raise ConfigError(
-            f"{', '.join(readers)}: these losses need a teacher, and the config names none. Add a `teacher:` section, or remove them from `losses:`."
+            f"{', '.join(readers)}: these losses need a teacher, and the config names none. Add a `teacher:` section, "
+            f"or remove them from `losses:`."
         )
     if config.teacher is not None and not wanted:
         raise ConfigError(
-            f"the config names a teacher ({config.teacher.model}), but none of its losses ({', '.join(specs)}) looks at one. "
+            f"the config names a teacher ({config.teacher.model}), but none of its losses ({', '.join(specs)}) looks "
+            f"at one. "
             "Add a loss that does (kd, crd), or remove the `teacher:` section."
         )
 
@@ -105,7 +113,8 @@ def _distiller(label: str, spec, options: dict, setup: Setup) -> Distiller:
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise PluginError(
-            f"losses.{label}: {spec.cls.__name__} could not be built: {type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+            f"losses.{label}: {spec.cls.__name__} could not be built: {type(error).__name__}: {error} "
+            f"({place.filename}:{place.lineno})"
         ) from error
 
 
@@ -127,7 +136,9 @@ def _place(network: Tapped, precision: Precision, device: torch.device) -> Tappe
     return network.to(device, precision.dtype).to(memory_format=torch.channels_last)
 
 
-def _shapes(network: Tapped, normalize: Normalize, example, precision: Precision, side: str, name: str, data: Data) -> Shapes:
+def _shapes(
+    network: Tapped, normalize: Normalize, example, precision: Precision, side: str, name: str, data: Data
+) -> Shapes:
     training = network.training
     network.eval()
     try:

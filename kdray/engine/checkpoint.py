@@ -1,7 +1,7 @@
 """Checkpoints of a run: a folder each, written whole or not at all, holding all that the rest of the run depends on.
 
-student.safetensors, ema.safetensors, distillers.safetensors (heads, banks, constants), optimizer.pt, state.json (counters). Random numbers
-need no saving: every draw follows from the seed and the place in the run.
+student.safetensors, ema.safetensors, distillers.safetensors (heads, banks, constants), optimizer.pt, state.json
+(counters). Random numbers need no saving: every draw follows from the seed and the place in the run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ FORMAT = 1
 
 @dataclass
 class Counters:
-    """Where a run stands. batch: batches done in `epoch`; sums: of the terms over those batches, for the epoch's means."""
+    """Where a run stands. batch: batches done in `epoch`; sums: of the terms over those batches, for the epoch's
+    means."""
 
     step: int = 0
     epoch: int = 0
@@ -54,7 +55,8 @@ def save(folder: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]]
     except Exception as error:  # on a full disk torch raises RuntimeError, safetensors its own
         shutil.rmtree(part, ignore_errors=True)
         raise RunFailed(
-            f"the checkpoint {final} could not be written: {error}. Earlier checkpoints are whole; free the space and `kdray resume` goes on."
+            f"the checkpoint {final} could not be written: {error}. Earlier checkpoints are whole; free the space and "
+            f"`kdray resume` goes on."
         ) from error
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -74,7 +76,8 @@ def load(path: Path, digest: str) -> tuple[Counters, dict[str, dict[str, Tensor]
     counters = Counters(**state)
     if counters.digest != digest:
         raise MismatchError(
-            f"{path} belongs to another configuration ({counters.digest[:12]}, this run has {digest[:12]}): its config.yaml was changed after the start"
+            f"{path} belongs to another configuration ({counters.digest[:12]}, this run has {digest[:12]}): its "
+            f"config.yaml was changed after the start"
         )
     tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
     return counters, tensors, torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")

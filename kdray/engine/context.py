@@ -1,9 +1,10 @@
-"""What the engine knows of other workers: its rank, and how to gather. torch.distributed carries it; who started the workers does not matter."""
+"""What the engine knows of other workers: its rank, and how to gather. torch.distributed carries it; who started the
+workers does not matter."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ class Context:
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_first(self) -> bool:
@@ -66,6 +67,7 @@ class _Gather(torch.autograd.Function):
 
 
 def stream(seed: int, *key: str | int) -> int:
-    """A seed for one purpose: equal on every worker and after every restart, unrelated to the seeds of other purposes."""
+    """A seed for one purpose: equal on every worker and after every restart, unrelated to the seeds of other
+    purposes."""
     digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

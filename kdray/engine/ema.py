@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """`state` has the names of the network's state dict. Evaluate it with `torch.func.functional_call(network, ema.state, x)`."""
+    """`state` has the names of the network's state dict. Evaluate it with `torch.func.functional_call(network,
+    ema.state, x)`."""
 
     def __init__(self, network: nn.Module, decay: float):
         self.network, self.decay = network, decay

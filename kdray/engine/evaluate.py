@@ -18,7 +18,8 @@ BATCH = 256
 
 @torch.no_grad()
 def evaluate(network: Callable[[Tensor], Tensor], split: Split, feed: Feed, context: Context) -> dict[str, float]:
-    """`network` maps uint8 pictures (B, C, H, W) to logits (B, classes). Returns top1 and top5 (shares), loss (mean cross-entropy) and samples."""
+    """`network` maps uint8 pictures (B, C, H, W) to logits (B, classes). Returns top1 and top5 (shares), loss (mean
+    cross-entropy) and samples."""
     part = share(len(split), context.rank, context.world_size)
     positions = [chosen for chosen in torch.arange(part.start, part.stop).split(BATCH) if len(chosen)]
     totals = torch.zeros(4, dtype=torch.float64, device=context.device)  # top-1 hits, top-5 hits, summed loss, samples

@@ -1,4 +1,5 @@
-"""All that trains, in one module: the student and the losses with their heads. DistributedDataParallel wraps just this."""
+"""All that trains, in one module: the student and the losses with their heads. DistributedDataParallel wraps just
+this."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from .precision import Precision
 
 
 class Objective(nn.Module):
-    """Normalised pictures (b, C, H, W) and the teacher's outputs to the unweighted terms, by `label` or `label/term`."""
+    """Normalised pictures (b, C, H, W) and the teacher's outputs to the unweighted terms, by `label` or
+    `label/term`."""
 
     def __init__(self, student: Tapped, distillers: dict[str, Distiller], precision: Precision):
         super().__init__()
@@ -30,8 +32,14 @@ class Objective(nn.Module):
             result = distiller(outputs, teacher, batch, step)
             for name, term in (result if isinstance(result, dict) else {"": result}).items():
                 if not isinstance(term, Tensor) or term.dim() != 0:
-                    what = f"a tensor of shape {tuple(term.shape)}" if isinstance(term, Tensor) else f"a {type(term).__name__}"
-                    raise PluginError(f"loss '{label}' ({type(distiller).__name__}) returned {what}; a term is a scalar tensor")
+                    what = (
+                        f"a tensor of shape {tuple(term.shape)}"
+                        if isinstance(term, Tensor)
+                        else f"a {type(term).__name__}"
+                    )
+                    raise PluginError(
+                        f"loss '{label}' ({type(distiller).__name__}) returned {what}; a term is a scalar tensor"
+                    )
                 terms[f"{label}/{name}" if name else label] = term
         return terms
 

@@ -1,4 +1,5 @@
-"""Learning rate and loss weights as pure functions of the place in the run, so that nothing of them needs to be saved."""
+"""Learning rate and loss weights as pure functions of the place in the run, so that nothing of them needs to be
+saved."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from ..config.schema import ScheduleConfig, WeightSchedule
 def lr_factor(schedule: ScheduleConfig, epoch: float) -> float:
     """What the base learning rate is multiplied by at `epoch`, counted from 0, with the fraction of the running one.
 
-    multistep follows RepDistiller: milestone 150 means that 150 epochs are done at the full rate. Warm-up lies within the same epochs.
+    multistep follows RepDistiller: milestone 150 means that 150 epochs are done at the full rate. Warm-up lies within
+    the same epochs.
     """
     if epoch < schedule.warmup:
         return epoch / schedule.warmup

@@ -9,7 +9,8 @@ from .context import Context
 
 
 class Sums:
-    """Each term times its rows, and the rows. After `shared`, the first worker holds the sums of all, the others zeros."""
+    """Each term times its rows, and the rows. After `shared`, the first worker holds the sums of all, the others
+    zeros."""
 
     def __init__(self, context: Context, start: dict[str, float]):
         self.context = context
@@ -21,7 +22,10 @@ class Sums:
         if not self.names:
             self.names = ["", *terms]  # "": the rows
             self.values = torch.zeros(len(self.names), dtype=torch.float64, device=self.context.device)
-        self.values += torch.stack([torch.ones((), device=self.context.device), *(t.detach() for t in terms.values())]).double() * rows
+        self.values += (
+            torch.stack([torch.ones((), device=self.context.device), *(t.detach() for t in terms.values())]).double()
+            * rows
+        )
 
     def shared(self) -> dict[str, float]:
         self.context.sum(self.values)

@@ -1,11 +1,11 @@
 """The training loop: the same in this process, in a Ray worker and in a test.
 
-    build the parts · resume from the newest checkpoint · measure the teacher
-    for each epoch
-        for each global batch: my share of it
-            pictures of view (epoch mod views)  ->  teacher, student  ->  terms
-            weighted sum  ->  backward  ->  after_backward of each loss  ->  optimizer at every `accumulate` batches
-        evaluate · keep the best · checkpoint
+build the parts · resume from the newest checkpoint · measure the teacher
+for each epoch
+    for each global batch: my share of it
+        pictures of view (epoch mod views)  ->  teacher, student  ->  terms
+        weighted sum  ->  backward  ->  after_backward of each loss  ->  optimizer at every `accumulate` batches
+    evaluate · keep the best · checkpoint
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ class Training:
         least = self.config.teacher.min_accuracy
         if least is not None and result["top1"] < least:
             raise ConfigError(
-                f"the teacher's accuracy on the test set is {result['top1']:.2%}, below teacher.min_accuracy ({least:.2%}): a wrong checkpoint, "
+                f"the teacher's accuracy on the test set is {result['top1']:.2%}, below teacher.min_accuracy "
+                f"({least:.2%}): a wrong checkpoint, "
                 "a wrong normalisation (teacher.normalize), or other data than it was trained on"
             )
         self.counters.teacher = result
@@ -146,7 +147,9 @@ class Training:
     def _epoch(self) -> None:
         counters, config, context = self.counters, self.config, self.context
         began, done_before = time.monotonic(), counters.batch
-        order = batches(len(self.parts.data.train), config.data.batch_size, config.seed, counters.epoch, config.data.last_batch)
+        order = batches(
+            len(self.parts.data.train), config.data.batch_size, config.seed, counters.epoch, config.data.last_batch
+        )
         mine = [rows[share(len(rows), context.rank, context.world_size)] for rows in order]
         view = counters.epoch % (config.data.views or config.schedule.epochs)
         sums = Sums(context, counters.sums)
@@ -175,7 +178,11 @@ class Training:
         counts = [len(rows[share(len(rows), r, context.world_size)]) for r in range(context.world_size)]
         index = mine.to(context.device, non_blocking=True)
         batch = Batch(
-            index=index, target=self.labels[index], epoch=self.counters.epoch, offset=sum(counts[: context.rank]), size=len(rows)
+            index=index,
+            target=self.labels[index],
+            epoch=self.counters.epoch,
+            offset=sum(counts[: context.rank]),
+            size=len(rows),
         )
         this_step = Step(
             number=step,
@@ -229,14 +236,24 @@ class Training:
         bad = [name for name, value in terms.items() if value != value or abs(value) == float("inf")]
         if bad:
             raise RunFailed(
-                f"{', '.join(bad)} became {'infinite or ' if len(bad) > 1 else ''}not a number in epoch {counters.epoch}: lower optimizer.lr, "
+                f"{', '.join(bad)} became {'infinite or ' if len(bad) > 1 else ''}not a number in epoch "
+                f"{counters.epoch}: lower optimizer.lr, "
                 "set engine.clip_norm, or use engine.precision fp32. The last checkpoint is from before."
             )
-        results = {name: self._evaluate(self._student, name, "evaluating") for name in ("validation", "test") if getattr(data, name) is not None}
+        results = {
+            name: self._evaluate(self._student, name, "evaluating")
+            for name in ("validation", "test")
+            if getattr(data, name) is not None
+        }
         judged = "validation" if "validation" in results else "test"
         top1 = results[judged]["top1"]
         if counters.best is None or top1 > counters.best["top1"]:
-            counters.best = {"epoch": counters.epoch, "split": judged, **{name: r["top1"] for name, r in results.items()}, "top1": top1}
+            counters.best = {
+                "epoch": counters.epoch,
+                "split": judged,
+                **{name: r["top1"] for name, r in results.items()},
+                "top1": top1,
+            }
             if self.context.is_first:
                 checkpoint.replace_safetensors(self.student_state(), self.folder / "best.safetensors")
         lr = self.optimizer.param_groups[0]["lr"]
@@ -270,7 +287,9 @@ class Training:
         self._say(phase=phase)
         self.objective.eval()
         split = getattr(data, split)
-        return evaluate(network, split, Feed(split, data.evaluate, self.config.data.threads, self.context.device), self.context)
+        return evaluate(
+            network, split, Feed(split, data.evaluate, self.config.data.threads, self.context.device), self.context
+        )
 
     def student_state(self) -> dict[str, Tensor]:
         """What is exported: the averaged weights where there are any."""
@@ -285,7 +304,11 @@ class Training:
             if self.ema:
                 tensors["ema"] = self.ema.state
             path = checkpoint.save(
-                self.folder / "checkpoints", self.counters, tensors, self.optimizer.state_dict(), self.config.checkpoint.keep
+                self.folder / "checkpoints",
+                self.counters,
+                tensors,
+                self.optimizer.state_dict(),
+                self.config.checkpoint.keep,
             )
             self._row({"kind": "checkpoint", "path": path.name})
         self.saved_at = self.counters.step
@@ -302,7 +325,8 @@ class Training:
                 mine = (bits * weight).sum().view(1)
                 if len(self.context.gather(mine, [1] * self.context.world_size).unique()) > 1:
                     raise PluginError(
-                        f"loss '{label}' ({type(distiller).__name__}): its buffer {name} differs between workers. Buffers must be "
+                        f"loss '{label}' ({type(distiller).__name__}): its buffer {name} differs between workers. "
+                        f"Buffers must be "
                         "written from gathered values (step.gather) and from step.generator only."
                     )
 

@@ -1,4 +1,5 @@
-"""All the runs that one config stands for: its teacher where none is trained yet, the student alone, the distilled student.
+"""All the runs that one config stands for: its teacher where none is trained yet, the student alone, the distilled
+student.
 
 Each step looks at what is there already, so that the same call starts, goes on after an interruption, and ends.
 """
@@ -19,7 +20,7 @@ from ..config.schema import Config, LossConfig
 from ..engine.build import Parts, build
 from ..engine.context import Context
 from ..engine.train import Job
-from ..errors import ConfigError, KdrayError, MismatchError
+from ..errors import ConfigError, MismatchError
 from ..registry import Registry
 from ..run.console import Console
 from ..run.folder import RunFolder, read_json, refuse_taken, write_json
@@ -54,7 +55,8 @@ class Experiment:
             refuse_taken(self._path(config))
 
     def resume(self, run: RunFolder, **scale) -> RunFolder:
-        """Go on with an interrupted run, to its end, with these settings of `scale` where they are not None. A finished run is left as it is."""
+        """Go on with an interrupted run, to its end, with these settings of `scale` where they are not None. A
+        finished run is left as it is."""
         overrides = [f"scale.{key}={value}" for key, value in scale.items() if value is not None]
         config = load_config(run.config_file, overrides, registry=self.registry).config
         if run.finished:
@@ -75,7 +77,9 @@ class Experiment:
         if config.teacher and config.teacher.train:
             check_batch(self._recipe(config))
         checkpoint = config.teacher.checkpoint if config.teacher else None
-        return build(config, self.registry, self.project.data, checkpoint, torch.device("cpu"))
+        parts = build(config, self.registry, self.project.data, checkpoint, torch.device("cpu"))
+        check_last_batch(config, len(parts.data.train))
+        return parts
 
     # -- one run -----------------------------------------------------------------------------------------------------
 
@@ -85,7 +89,11 @@ class Experiment:
         needed = _checkpoint_bytes(parts) * (config.checkpoint.keep + 1)
         del parts
         run = RunFolder.create(
-            path, config_text=to_yaml(config), command=self.command, plugins=self.registry.fingerprint(), needed_bytes=needed
+            path,
+            config_text=to_yaml(config),
+            command=self.command,
+            plugins=self.registry.fingerprint(),
+            needed_bytes=needed,
         )
         return self._advance(run, config)
 
@@ -113,7 +121,8 @@ class Experiment:
             self.console.say(f"warning: {problem}")
 
     def _teacher(self, run: RunFolder, config: Config) -> str | None:
-        """The file of the teacher's weights; trained first where the config says how. The run remembers which it was."""
+        """The file of the teacher's weights; trained first where the config says how. The run remembers which it
+        was."""
         if config.teacher is None or config.teacher.train is None:
             return config.teacher.checkpoint if config.teacher else None
         remembered = read_json(run.path / "teacher.json")
@@ -125,24 +134,29 @@ class Experiment:
         return checkpoint
 
     def _recipe(self, config: Config) -> Config:
-        """The config that trains the teacher, with the scale of the run it is for. Raises ConfigError where it makes another network."""
+        """The config that trains the teacher, with the scale of the run it is for. Raises ConfigError where it makes
+        another network."""
         recipe = load_config(config.teacher.train, registry=self.registry).config
         wanted, made = ({"model": m.model, **m.options} for m in (config.teacher, recipe.student))
         for key in wanted.keys() | made.keys():
             if wanted.get(key) != made.get(key):
                 raise ConfigError(
-                    f"teacher.{key} is {wanted.get(key)}, but the student that {config.teacher.train} trains to be the teacher has "
+                    f"teacher.{key} is {wanted.get(key)}, but the student that {config.teacher.train} trains to be the "
+                    f"teacher has "
                     f"{key} {made.get(key)}: make them equal"
                 )
         return recipe.model_copy(update={"scale": config.scale})
 
     def _alone(self, config: Config) -> RunFolder:
         ce = config.losses.get("ce", LossConfig()).model_copy(update={"weight": 1.0})
-        recipe = config.model_copy(update={"name": f"{config.name}-alone", "losses": {"ce": ce}, "teacher": None, "baseline": False})
+        recipe = config.model_copy(
+            update={"name": f"{config.name}-alone", "losses": {"ce": ce}, "teacher": None, "baseline": False}
+        )
         return self._once(recipe, config, "training the student alone")
 
     def _once(self, recipe: Config, asked_by: Config, why: str) -> RunFolder:
-        """The run of `recipe`, on the workers and in the folders of the config that asks for it; trained only if it has not been."""
+        """The run of `recipe`, on the workers and in the folders of the config that asks for it; trained only if it
+        has not been."""
         data = recipe.data
         if data.path is None and asked_by.data.name == data.name:
             data = data.model_copy(update={"path": asked_by.data.path})
@@ -189,7 +203,8 @@ class Experiment:
 
     @contextlib.contextmanager
     def _session(self, config: Config):
-        """Ray for the whole experiment, where it has workers; the cluster's capacity is checked before anything else."""
+        """Ray for the whole experiment, where it has workers; the cluster's capacity is checked before anything
+        else."""
         check_batch(config)
         if config.scale.num_workers == 0:
             yield
@@ -214,10 +229,22 @@ def check_batch(config: Config) -> None:
     if workers > 1 and size % workers:
         below, above = size // workers * workers, (size // workers + 1) * workers
         near = f"{below} or {above}" if below else str(above)
-        fits = [n for n in range(workers, 0, -1) if size % n == 0][0]
+        fits = next(n for n in range(workers, 0, -1) if size % n == 0)
         raise ConfigError(
             f"data.batch_size is the global batch: {size} pictures cannot be split evenly over {workers} workers. "
             f"Nearest that can: data.batch_size={near}; or --num-workers {fits}"
+        )
+
+
+def check_last_batch(config: Config, samples: int) -> None:
+    """Raises ConfigError when the rest of an epoch would leave a worker without a sample."""
+    rest = samples % config.data.batch_size
+    if config.data.last_batch == "keep" and 0 < rest < config.scale.num_workers:
+        raise ConfigError(
+            f"{samples} training samples in batches of {config.data.batch_size} leave {rest} in an epoch's last batch, "
+            f"fewer than the "
+            f"{config.scale.num_workers} workers: use data.last_batch=drop, another data.batch_size, or --num-workers "
+            f"{rest}"
         )
 
 
@@ -226,7 +253,9 @@ def check_same_plugins(run: RunFolder, registry: Registry) -> list[str]:
 
     Raises MismatchError when one has another version now, or is gone.
     """
-    then = {(p["distribution"], p["name"]): p for p in (read_json(run.path / "environment.json") or {}).get("plugins", [])}
+    then = {
+        (p["distribution"], p["name"]): p for p in (read_json(run.path / "environment.json") or {}).get("plugins", [])
+    }
     now = {(p["distribution"], p["name"]): p for p in registry.fingerprint() if not p["error"]}
     other, edited = [], []
     for key, was in then.items():
@@ -239,7 +268,15 @@ def check_same_plugins(run: RunFolder, registry: Registry) -> list[str]:
         elif found["sha256"] != was["sha256"]:
             edited.append(f"warning: the source of plugin {key[1]} has changed since {run.name} began")
     if other:
-        raise MismatchError("\n".join([f"plugins are not what they were when {run.name} began:", *other, "Install those versions, or start a new run."]))
+        raise MismatchError(
+            "\n".join(
+                [
+                    f"plugins are not what they were when {run.name} began:",
+                    *other,
+                    "Install those versions, or start a new run.",
+                ]
+            )
+        )
     return edited
 
 

@@ -16,7 +16,9 @@ from ..errors import ConfigError
 from ..registry import Registry
 
 
-def measure(config: Config, registry: Registry, data_root: Path, weights: str, role: str, split: str) -> dict[str, float]:
+def measure(
+    config: Config, registry: Registry, data_root: Path, weights: str, role: str, split: str
+) -> dict[str, float]:
     """top1, top5, loss, samples of `weights` as the student or the teacher of `config`."""
     network = getattr(config, role)
     if network is None:
@@ -35,5 +37,8 @@ def measure(config: Config, registry: Registry, data_root: Path, weights: str, r
     parts.student.eval()
     with torch.no_grad():
         return evaluate(
-            lambda x: parts.precision.run(parts.student, normalize(x, parts.precision.dtype)).logits, chosen, feed, Context(device=device)
+            lambda x: parts.precision.run(parts.student, normalize(x, parts.precision.dtype)).logits,
+            chosen,
+            feed,
+            Context(device=device),
         )

@@ -1,7 +1,7 @@
 """A group of Ray Train workers around the training loop.
 
-Ray carries the workers and starts them again when one is lost. Checkpoints, metrics and the decision where to go on are kdray's own: they are in the
-run folder, so nothing is reported to Ray.
+Ray carries the workers and starts them again when one is lost. Checkpoints, metrics and the decision where to go on
+are kdray's own: they are in the run folder, so nothing is reported to Ray.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def _train_fn(config: dict) -> None:
         _let_go_of_peers(error)
         if not _fails_for_good(assignment.job.folder):
             raise  # Ray starts the group again
-        # A worker that returns does not count as lost: the driver reads the failure from the run folder, without a restart in between.
+        # A worker that returns does not count as lost: the driver reads the failure from the run folder, without a
+        # restart in between.
 
 
 def _let_go_of_peers(error: Exception) -> None:
@@ -58,7 +59,9 @@ def _fails_for_good(folder: Path, patience: float = 3.0) -> bool:
     return True
 
 
-def run_on_ray(session: RaySession, assignment: Assignment, num_workers: int, cpus: float, use_gpu: bool, max_failures: int) -> None:
+def run_on_ray(
+    session: RaySession, assignment: Assignment, num_workers: int, cpus: float, use_gpu: bool, max_failures: int
+) -> None:
     """Raises the worker's own error, or RunFailed when workers were lost more often than `max_failures`."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -84,7 +87,7 @@ def run_on_ray(session: RaySession, assignment: Assignment, num_workers: int, cp
         try:
             trainer.fit()
             outcome.append(None)
-        except BaseException as error:  # noqa: B902 - SystemExit too: it is how Ray ends an interrupted fit
+        except BaseException as error:
             outcome.append(error)
 
     # In a thread of its own: Ray replaces the main thread's SIGINT handler, and Ctrl-C is ours.
@@ -103,10 +106,13 @@ def run_on_ray(session: RaySession, assignment: Assignment, num_workers: int, cp
 
 
 def _lost(error: BaseException, echoes: list[dict], max_failures: int) -> str:
-    last = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__).strip()
+    last = next(
+        (line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__
+    ).strip()
     seen = f" Another worker saw: {echoes[0]['message'].splitlines()[0]}." if echoes and echoes[0]["message"] else ""
     return (
-        f"workers were lost more often than scale.max_failures ({max_failures}) allows. Ray says: {last}.{seen} A worker that vanishes was killed, "
+        f"workers were lost more often than scale.max_failures ({max_failures}) allows. Ray says: {last}.{seen} A "
+        f"worker that vanishes was killed, "
         "often for memory. `kdray resume` goes on from the last checkpoint."
     )
 

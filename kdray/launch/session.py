@@ -39,7 +39,11 @@ class RaySession:
                 _refuse_unreachable(self.address)
             quiet = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
             try:
-                ray.init(address=self.address if joins else "local", **({} if joins else {"include_dashboard": False}), **quiet)
+                ray.init(
+                    address=self.address if joins else "local",
+                    **({} if joins else {"include_dashboard": False}),
+                    **quiet,
+                )
             except (ConnectionError, RuntimeError, ValueError) as error:
                 where = f"the Ray cluster at {self.address}" if joins else "Ray on this machine"
                 raise ConfigError(f"{where} could not be reached: {error}") from error
@@ -63,13 +67,15 @@ def _refuse_unreachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"nobody answers at the Ray address {address} ({error}). Start a cluster there (`ray start --head`), or correct "
+            f"nobody answers at the Ray address {address} ({error}). Start a cluster there (`ray start --head`), or "
+            f"correct "
             "--address, RAY_ADDRESS or kdray.toml's [ray] address"
         ) from error
 
 
 def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float, bool]:
-    """CPUs a worker, and whether each gets a GPU. Raises ConfigError when the nodes have less than asked, with flags that would fit."""
+    """CPUs a worker, and whether each gets a GPU. Raises ConfigError when the nodes have less than asked, with flags
+    that would fit."""
     workers = scale.num_workers
     cpus = [node.get("CPU", 0.0) for node in nodes]
     gpus = [node.get("GPU", 0.0) for node in nodes]
@@ -78,7 +84,9 @@ def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float,
     use_gpu = sum(int(n) for n in gpus) >= workers if scale.use_gpu == "auto" else scale.use_gpu
     if use_gpu and sum(int(n) for n in gpus) < workers:
         fits = f"--num-workers {int(sum(gpus))}, or " if sum(gpus) >= 1 else ""
-        raise ConfigError(f"asked for {workers} workers with a GPU each; the cluster has {has}. What fits: {fits}scale.use_gpu=false")
+        raise ConfigError(
+            f"asked for {workers} workers with a GPU each; the cluster has {has}. What fits: {fits}scale.use_gpu=false"
+        )
 
     def hold(each: float) -> int:
         return sum(int(n / each + 1e-9) for n in cpus)

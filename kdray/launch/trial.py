@@ -32,7 +32,8 @@ def _train_fn() -> dict:
 
 
 def all_reduce(session: RaySession, scale: ScaleConfig) -> dict:
-    """The backend and the bandwidth (bytes a second) of an all-reduce over the workers. Raises RunFailed when it does not work."""
+    """The backend and the bandwidth (bytes a second) of an all-reduce over the workers. Raises RunFailed when it does
+    not work."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -41,7 +42,9 @@ def all_reduce(session: RaySession, scale: ScaleConfig) -> dict:
         trainer = TorchTrainer(
             _train_fn,
             scaling_config=ScalingConfig(
-                num_workers=scale.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+                num_workers=scale.num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
             ),
             run_config=RunConfig(
                 name="doctor",

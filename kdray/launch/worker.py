@@ -1,4 +1,5 @@
-"""What happens on a worker around the training loop, whoever started it: plugins are compared, threads set, failures written down."""
+"""What happens on a worker around the training loop, whoever started it: plugins are compared, threads set, failures
+written down."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from ..engine.train import Job
 from ..errors import ConfigError, KdrayError, MismatchError, PluginError, RunFailed
 
 # What a worker reports when another one is gone. It is not the cause, and the group may try again.
-PEER_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|process group|peer", re.IGNORECASE)
+PEER_LOST = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|process group|peer", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Assignment:
 
 
 def work(assignment: Assignment, context) -> None:
-    """Train as one worker. A failure is written to the run folder before it is raised, so that it is not lost on the way to the driver."""
+    """Train as one worker. A failure is written to the run folder before it is raised, so that it is not lost on the
+    way to the driver."""
     import torch
 
     from ..engine.train import train
@@ -46,7 +50,8 @@ def work(assignment: Assignment, context) -> None:
     try:
         if not folder.is_dir() or (folder / ".token").read_text() != assignment.token:
             raise ConfigError(
-                f"worker {context.rank} does not see the run folder {folder}: put it (run.dir, or [paths] runs in kdray.toml) on storage that every node shares"
+                f"worker {context.rank} does not see the run folder {folder}: put it (run.dir, or [paths] runs in "
+                f"kdray.toml) on storage that every node shares"
             )
         torch.set_num_threads(assignment.threads)
         registry = Registry(load_plugins(blocked=assignment.blocked, local_sources=assignment.local_sources))
@@ -59,7 +64,8 @@ def work(assignment: Assignment, context) -> None:
 
 
 def train_here(job: Job, registry, context, log) -> None:
-    """Train in this process. What is not kdray's own error is told as a failed worker would tell it: a plugin's or a bug."""
+    """Train in this process. What is not kdray's own error is told as a failed worker would tell it: a plugin's or a
+    bug."""
     from ..engine.train import train
 
     try:
@@ -69,8 +75,10 @@ def train_here(job: Job, registry, context, log) -> None:
     except Exception as error:
         write_failure(job.folder, context.rank, error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            text = f"the run folder {job.folder} cannot be written any more: {error.strerror}. `kdray resume` goes on when it can"
-            raise RunFailed(text) from error
+            raise RunFailed(
+                f"the run folder {job.folder} cannot be written any more: {error.strerror}. "
+                "`kdray resume` goes on when it can"
+            ) from error
         raise RunFailed(f"the training failed:\n{tail(''.join(traceback.format_exception(error)))}") from error
 
 
@@ -79,7 +87,13 @@ def write_failure(folder: Path, rank: int, error: Exception) -> None:
     lines = traceback.format_exception(error)
     try:
         (folder / "failures").mkdir(exist_ok=True)
-        entry = {"rank": rank, "type": type(error).__name__, "message": str(error), "final": final, "traceback": "".join(lines)}
+        entry = {
+            "rank": rank,
+            "type": type(error).__name__,
+            "message": str(error),
+            "final": final,
+            "traceback": "".join(lines),
+        }
         (folder / "failures" / f"rank-{rank}.json").write_text(json.dumps(entry))
     except OSError:
         pass  # the error itself is raised; there is nowhere left to write
@@ -95,7 +109,8 @@ def final_failure(folder: Path) -> dict | None:
 
 
 def as_error(entry: dict) -> KdrayError:
-    """The exception that stands for a written failure: kdray's own as they were, others with the end of their traceback."""
+    """The exception that stands for a written failure: kdray's own as they were, others with the end of their
+    traceback."""
     known = {cls.__name__: cls for cls in (ConfigError, MismatchError, PluginError, RunFailed)}
     if entry["type"] in known:
         return known[entry["type"]](entry["message"])

@@ -12,7 +12,8 @@ from ..models.taps import Tapped
 
 
 class LiveTeacher(nn.Module):
-    """Frozen, in evaluation mode, with its own normalisation: pictures uint8 (B, C, H, W) to `Outputs` without a graph."""
+    """Frozen, in evaluation mode, with its own normalisation: pictures uint8 (B, C, H, W) to `Outputs` without a
+    graph."""
 
     def __init__(self, network: Tapped, normalize: Normalize, precision: Precision):
         super().__init__()

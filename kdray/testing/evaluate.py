@@ -15,8 +15,9 @@ from ..registry import Registry
 
 @dataclass
 class Evaluation:
-    """terms: unweighted value by name ("" for a distiller of one term) · loss: their sum · gradients: of the loss, by input ("logits",
-    "embedding", "features.0", …) and by parameter name · state: the distiller's state dict after the step."""
+    """terms: unweighted value by name ("" for a distiller of one term) · loss: their sum · gradients: of the loss, by
+    input ("logits", "embedding", "features.0", …) and by parameter name · state: the distiller's state dict after the
+    step."""
 
     terms: dict[str, Tensor]
     loss: Tensor
@@ -44,9 +45,10 @@ def evaluate(
     """One step of the distiller `name` on the given outputs: forward, backward and `after_backward`.
 
     student, teacher: `Outputs`, or a mapping with the same names (`{"logits": …, "embedding": …, "features": […]}`).
-    targets (B,): classes. indices (B,): positions in the training set, 0 … B − 1 when absent. labels (num_samples,): classes of the whole training
-    set; when absent, the given targets at their indices and classes in turn elsewhere. state: a state dict, or part of one, to start from.
-    The arithmetic follows the student's dtype. Raises ConfigError for unknown names and options.
+    targets (B,): classes. indices (B,): positions in the training set, 0 … B − 1 when absent. labels (num_samples,):
+    classes of the whole training set; when absent, the given targets at their indices and classes in turn elsewhere.
+    state: a state dict, or part of one, to start from. The arithmetic follows the student's dtype. Raises ConfigError
+    for unknown names and options.
     """
     spec = Registry.default().get("distillers", name)
     student, teacher = _outputs(student, grad=True), _outputs(teacher or {}, grad=False)

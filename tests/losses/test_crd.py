@@ -39,6 +39,7 @@ def embed(state, side, x):
 
 def nce_loops(anchors, positives, negatives, temperature=0.07):
     """Equations 18 and 19 with the constant of the first batch; `negatives` is a list of vectors for each anchor."""
+
     def score(a, b):
         return math.exp(float(a @ b) / temperature)
 
@@ -57,7 +58,8 @@ def test_batch_negatives_are_the_other_classes_of_the_batch():
     g_s, g_t = embed(found.state, "s", STUDENT), embed(found.state, "t", TEACHER)
     classes = LABELS[INDEX].tolist()
     expected = sum(
-        nce_loops(a, b, [[b[j] for j in range(B) if classes[j] != classes[i]] for i in range(B)]) for a, b in ((g_s, g_t), (g_t, g_s))
+        nce_loops(a, b, [[b[j] for j in range(B) if classes[j] != classes[i]] for i in range(B)])
+        for a, b in ((g_s, g_t), (g_t, g_s))
     )
     assert found.loss.item() == pytest.approx(expected, rel=1e-9)
 
@@ -107,7 +109,9 @@ def test_queue_is_scored_before_it_is_written_and_wraps_around():
 
 
 def test_bank_rows_are_written_with_momentum_and_keep_length_one():
-    before = crd({"kind": "bank", "count": 10, "momentum": 0.9})  # evaluate starts from the same random bank at the same seed
+    before = crd(
+        {"kind": "bank", "count": 10, "momentum": 0.9}
+    )  # evaluate starts from the same random bank at the same seed
     start = Registry.default().get("distillers", "crd").cls
     setup = Setup(Shapes(embedding=(5,)), Shapes(embedding=(7,)), C, N, LABELS, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
@@ -145,7 +149,7 @@ def test_every_sample_of_another_class_is_drawn_equally_often(count):
         seen += draw(sampler, INDEX, B, 0, seed).flatten().bincount(minlength=N)
     for c in range(C):
         expected = repeats * count * (LABELS[INDEX] != c).sum() / 30
-        assert (seen[LABELS == c] - expected).abs().max() < 6 * expected.sqrt(), f"class {c}"
+        assert (seen[c == LABELS] - expected).abs().max() < 6 * expected.sqrt(), f"class {c}"
 
 
 def test_relaxed_positives_are_of_the_same_class_and_vary():

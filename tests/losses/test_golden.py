@@ -94,15 +94,18 @@ def run_crd(golden, memory_s, memory_t):
 def initial_bank(golden, side, scales):
     """A bank that two updates turn into the recorded one.
 
-    The file's `memory_*_initial` and step 0's `memory_*_after` are equal to the bank after step 1: they were recorded after both updates. A row
-    written once came from 2 s · row − g, a row written twice from the same rule applied twice, each with an unknown length s; other rows
-    never changed. Of the second rule one length is known: the bank's rows have length 1 after an update.
+    The file's `memory_*_initial` and step 0's `memory_*_after` are equal to the bank after step 1: they were recorded
+    after both updates. A row written once came from 2 s · row − g, a row written twice from the same rule applied
+    twice, each with an unknown length s; other rows never changed. Of the second rule one length is known: the bank's
+    rows have length 1 after an update.
     """
     bank = golden[f"crd/step1/memory_{side}_after"].clone()
     name = {"s": "student", "t": "teacher"}[side]
     weight, bias = golden[f"crd/embed_{side}_weight"], golden[f"crd/embed_{side}_bias"]
     first, second = (golden[f"crd/step{n}/index"].tolist() for n in (0, 1))
-    fresh = [torch.nn.functional.normalize(golden[f"crd/step{n}/{name}_embedding"] @ weight.T + bias, dim=1) for n in (0, 1)]
+    fresh = [
+        torch.nn.functional.normalize(golden[f"crd/step{n}/{name}_embedding"] @ weight.T + bias, dim=1) for n in (0, 1)
+    ]
     scales = iter(scales)
     for row in sorted({*first, *second}):
         if row in first and row in second:
@@ -117,8 +120,8 @@ def initial_bank(golden, side, scales):
 def test_crd_two_steps_banks_and_constants(golden):
     """Two CRD steps: losses, gradients, constants and the final banks, some 900 numbers.
 
-    The 14 lengths a bank that the recording lost (see `initial_bank`) are fitted; were the method another one, no 28 numbers would make the other
-    hundreds agree to 1e-6.
+    The 14 lengths a bank that the recording lost (see `initial_bank`) are fitted; were the method another one, no 28
+    numbers would make the other hundreds agree to 1e-6.
     """
     rows = len({*golden["crd/step0/index"].tolist(), *golden["crd/step1/index"].tolist()})
 

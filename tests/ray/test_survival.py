@@ -36,7 +36,14 @@ def config(lab, name, teacher_weights):
 
 def kdray(*args, **more):
     # A session of its own, so that the driver can be killed with everything that belongs to it, or alone.
-    return subprocess.Popen([sys.executable, "-m", "kdray", *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **more)
+    return subprocess.Popen(
+        [sys.executable, "-m", "kdray", *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **more,
+    )
 
 
 def wait_for(run: RunFolder, process, step):
@@ -84,7 +91,9 @@ def same(run, other):
     for file in ("student", "ema", "distillers"):
         assert (ours / f"{file}.safetensors").read_bytes() == (theirs / f"{file}.safetensors").read_bytes(), file
     # And it tells the same story, each row once.
-    stories = [[(row["kind"], row["step"], row.get("terms"), row.get("test")) for row in r.rows()] for r in (run, other)]
+    stories = [
+        [(row["kind"], row["step"], row.get("terms"), row.get("test")) for row in r.rows()] for r in (run, other)
+    ]
     assert stories[0] == stories[1]
 
 

@@ -1,0 +1,159 @@
+"""The loop in this process: accumulation, averaging, precision, schedules of weights, resuming."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdray.errors import MismatchError
+
+
+def weights(run, file="student"):
+    return load_file(run.path / f"{file}.safetensors")
+
+
+def test_accumulation_is_the_mean_of_its_batches(lab):
+    """Without batch norm's coupling two batches of 10 with accumulate 2 are one of 20; with it, they are close."""
+    one = lab.run(
+        "one",
+        data={"batch_size": 20, "samples": 40, "augment": []},
+        schedule={"epochs": 1},
+        engine={"batch_norm": "local"},
+    )
+    two = lab.run(
+        "two", data={"batch_size": 10, "samples": 40, "augment": []}, schedule={"epochs": 1}, engine={"accumulate": 2}
+    )
+    a, b = weights(one), weights(two)
+    steps = [len([r for r in run.rows() if r["kind"] == "epoch"]) for run in (one, two)]
+    assert steps == [1, 1]
+    # Same samples in the same order, two updates each: directions agree.
+    start = weights(lab.run("start", data={"samples": 40}, optimizer={"lr": 1e-12}, schedule={"epochs": 1}))
+    da, db = (torch.cat([(w[k] - start[k]).flatten() for k in w if k.endswith("weight")]) for w in (a, b))
+    assert torch.cosine_similarity(da, db, dim=0) > 0.9
+    assert da.norm() / db.norm() == pytest.approx(1, abs=0.2)
+
+
+def test_the_rest_of_an_epoch_is_averaged_over_the_batches_it_has(lab):
+    """5 batches, 4 an update: the second update has one batch, and must count in full."""
+    from types import SimpleNamespace
+
+    from kdray.engine.train import Training
+
+    at = SimpleNamespace(config=SimpleNamespace(engine=SimpleNamespace(accumulate=4)))
+    assert [Training._batches_of_update(at, n, 5) for n in range(5)] == [4, 4, 4, 4, 1]
+    assert [Training._at_update(at, n, 5) for n in range(5)] == [False, False, False, True, True]
+
+
+def test_ema_is_what_is_evaluated_and_exported(lab):
+    fast = lab.run("fast", engine={"ema": 0.01})
+    plain = lab.run("plain")
+    slow = lab.run("slow", engine={"ema": 0.999})
+    assert all(torch.allclose(a, b, atol=1e-2) for a, b in zip(weights(fast).values(), weights(plain).values()))
+    assert not torch.equal(weights(slow)["fc.weight"], weights(plain)["fc.weight"])
+    assert slow.summary["last"]["loss"] != plain.summary["last"]["loss"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp64"])
+def test_precisions_train(lab, precision):
+    run = lab.run(
+        precision,
+        data={"batch_size": 10},
+        schedule={"epochs": 8},
+        optimizer={"lr": 0.1},
+        engine={"precision": precision},
+    )
+    losses = [row["loss"] for row in run.rows("epoch")]
+    assert losses[-1] < 0.9 * losses[0]
+    kind = torch.float64 if precision == "fp64" else torch.float32
+    assert weights(run)["fc.weight"].dtype == kind
+
+
+def test_adamw_and_clipping(lab):
+    run = lab.run(
+        "adamw",
+        optimizer={"name": "adamw", "lr": 0.02},
+        engine={"clip_norm": 0.5},
+        data={"batch_size": 10},
+        schedule={"epochs": 8},
+    )
+    losses = [row["loss"] for row in run.rows("epoch")]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_weight_schedule_weighs(lab):
+    run = lab.run(
+        "weights", losses={"ce": {"weight": {"value": 1.0, "start": 0.0, "warmup": 2.0}}}, schedule={"epochs": 3}
+    )
+    rows = run.rows("epoch")
+    assert rows[0]["loss"] < rows[0]["terms"]["ce"]
+    assert rows[2]["loss"] == pytest.approx(rows[2]["terms"]["ce"])
+
+
+def test_validation_chooses_the_best_epoch(lab):
+    run = lab.run("validation", data={"validation": 0.2}, schedule={"epochs": 4})
+    best = run.summary["best"]
+    scores = [row["validation"]["top1"] for row in run.rows("epoch")]
+    assert (
+        best["split"] == "validation" and best["top1"] == max(scores) and best["epoch"] == scores.index(max(scores)) + 1
+    )
+    assert best["test_top1"] == run.rows("epoch")[best["epoch"] - 1]["test"]["top1"]
+
+
+def test_evaluation_of_a_run_gives_its_own_number(lab):
+    from kdray.config.load import load_config
+    from kdray.launch.measure import measure
+    from kdray.registry import Registry
+
+    run = lab.run("measured")
+    config = load_config(run.config_file, registry=Registry.default()).config
+    result = measure(config, Registry.default(), lab.path, str(run.path / "student.safetensors"), "student", "test")
+    assert result["top1"] == run.summary["last"]["top1"] and result["samples"] == 360
+
+
+def test_the_views_of_epochs_repeat_when_asked(lab):
+    """With one view and no shuffling to speak of, two epochs see the same pictures; with a view an epoch they do
+    not."""
+    from kdray.config.load import load_config
+    from kdray.data.build import load_data
+    from kdray.data.feed import Feed
+    from kdray.registry import Registry
+
+    config = load_config(lab.config("views"), registry=Registry.default()).config
+    data = load_data(config.data, 0, Registry.default(), lab.path)
+    feed = Feed(data.train, data.augment, 1, torch.device("cpu"))
+    views = [next(iter(feed.batches([torch.arange(32)], view))) for view in (0, 0, 1)]
+    assert torch.equal(views[0], views[1]) and not torch.equal(views[0], views[2])
+
+
+def test_a_checkpoint_of_another_config_is_refused(lab):
+    run = lab.run("changed")
+    text = run.config_file.read_text()
+    run.config_file.write_text(text.replace("lr: 0.05", "lr: 0.06"))
+    run.set_status("interrupted")
+    from kdray.config.project import find_project
+    from kdray.launch.experiment import Experiment
+    from kdray.registry import Registry
+    from kdray.run.console import Console
+
+    with pytest.raises(MismatchError, match="another configuration"):
+        Experiment(Registry.default(), find_project(), Console(), "").resume(run)
+
+
+def test_the_run_folder_is_complete(lab):
+    run = lab.run("complete", engine={"log_every": 2})
+    for name in (
+        "config.yaml",
+        "command.txt",
+        "environment.json",
+        "metrics.jsonl",
+        "summary.json",
+        "MODEL_CARD.md",
+        "student.safetensors",
+        "best.safetensors",
+    ):
+        assert (run.path / name).stat().st_size > 0, name
+    assert list((run.path / "tensorboard").iterdir())
+    assert {"kdray", "torch", "ray"} <= json.loads((run.path / "environment.json").read_text())["packages"].keys()
+    assert {row["kind"] for row in run.rows()} == {"step", "epoch", "checkpoint"}
+    assert not list(run.path.glob(".writing*"))
