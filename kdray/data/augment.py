@@ -11,12 +11,16 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from ..errors import PluginError
 from ..options import Options
 from .views import uniform
 
 
 class Augmentation:
-    """Base class. `version` changes whenever the same numbers give other pictures; `draws` is how many numbers a picture needs."""
+    """Base class. A picture must come out the same alone and in any batch: it depends on its own rows alone.
+
+    `version` changes whenever the same numbers give other pictures; `draws` is how many numbers a picture needs.
+    """
 
     Options: ClassVar[type[Options]] = Options
     version: ClassVar[int] = 1
@@ -26,16 +30,21 @@ class Augmentation:
         self.options = options
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        """images: uint8 (B, C, H, W), which may be a single picture when sizes differ · u: (B, draws) in [0, 1) · returns uint8 (B, C, H', W')."""
+        """images: uint8 (B, C, H, W), which may be a single picture when sizes differ · u: (B, draws) in [0, 1).
+
+        Returns uint8 (B, C, H', W'), and leaves `images` as they are.
+        """
         raise NotImplementedError
 
 
 class CropOptions(Options):
-    padding: int = Field(4, ge=1, description="Pixels of black around the picture before a window of its own size is cut.")
+    padding: int = Field(
+        4, ge=1, description="Pixels of black around the picture before a window of its own size is cut."
+    )
 
 
 class Crop(Augmentation):
-    """A window of the picture's size at a uniform place of the padded picture, as torchvision's RandomCrop(size, padding)."""
+    """A window of the picture's size at a uniform place of the padded picture, as torchvision's RandomCrop."""
 
     Options = CropOptions
     draws = 2
@@ -59,7 +68,9 @@ class Flip(Augmentation):
     draws = 1
 
     def __call__(self, images, u):
-        return torch.where((u[:, 0] < self.options.p)[:, None, None, None], images.flip(-1), images)
+        columns = torch.arange(images.shape[-1], device=images.device)
+        columns = torch.where(u < self.options.p, columns.flip(0), columns)  # (B, W)
+        return images.gather(3, columns[:, None, None, :].expand(images.shape))
 
 
 class SizeOptions(Options):
@@ -93,7 +104,8 @@ class RandomResizedCropOptions(Options):
 class RandomResizedCrop(Augmentation):
     """A window of uniform area share and log-uniform aspect ratio, resized to `size` × `size` (the crop of Inception).
 
-    A window that would not fit is shrunk until it does, so that a picture always takes the same four numbers.
+    The ratio is drawn from those at which the window fits into the picture, so that nothing is tried again and every
+    picture takes four numbers. Where none fits (a long picture, a large share), the window ends at the picture's edges.
     """
 
     Options = RandomResizedCropOptions
@@ -102,7 +114,8 @@ class RandomResizedCrop(Augmentation):
     def __call__(self, images, u):
         o, (height, width) = self.options, images.shape[-2:]
         area = (o.min_area + (1 - o.min_area) * u[:, 0]) * height * width
-        ratio = o.max_ratio ** (2 * u[:, 1] - 1)
+        low, high = (area / height**2).clamp(min=1 / o.max_ratio), (width**2 / area).clamp(max=o.max_ratio)
+        ratio = low * (high / low) ** u[:, 1]
         h = (area / ratio).sqrt().round().clamp(1, height)
         w = (area * ratio).sqrt().round().clamp(1, width)
         top, left = (u[:, 2] * (height - h + 1)).floor(), (u[:, 3] * (width - w + 1)).floor()
@@ -119,8 +132,14 @@ class Pipeline:
 
     def __call__(self, images: Tensor, ids: Tensor, view: int) -> Tensor:
         """images uint8 (B, C, H, W) of the samples `ids` (B,), as they look in `view`."""
-        for place, (_, step) in enumerate(self.steps):
-            images = step(images, uniform(self.seed, view, ids, place, step.draws) if step.draws else ids.new_empty(len(ids), 0))
+        for place, (name, step) in enumerate(self.steps):
+            made = step(images, uniform(self.seed, view, ids, place, step.draws))
+            if made.dtype != torch.uint8 or made.dim() != 4 or made.shape[:2] != images.shape[:2]:
+                raise PluginError(
+                    f"augmentation '{name}' made {made.dtype} {tuple(made.shape)} of {tuple(images.shape)}; "
+                    "expected torch.uint8 (B, C, height, width)"
+                )
+            images = made
         return images
 
     def describe(self) -> list[tuple[str, int, dict]]:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..config.schema import DataConfig
 from ..config.sections import parse_options
-from ..errors import ConfigError
+from ..errors import ConfigError, PluginError
 from .augment import Pipeline
-from .source import Source
+from .source import Source, spread
 
-STATISTICS = 10_000  # pictures from which mean and deviation are computed where nobody gives them
+STATISTICS = 2_000  # pictures from which mean and deviation are computed where nobody gives them
 
 
 @dataclass(frozen=True)
@@ -55,33 +55,38 @@ class Data:
 
 
 def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
-    """Raises ConfigError for files that are missing or damaged, and for more samples than there are."""
+    """Raises ConfigError for missing and damaged files, labels and classes that do not fit, and impossible subsets."""
     spec = registry.get("datasets", config.name)
     options = parse_options(spec.Options, config.options)
+    augment, evaluate = (_pipeline(entries, registry, seed) for entries in (config.augment, config.evaluate))
+    for name, step in evaluate.steps:
+        if step.draws:
+            raise ConfigError(
+                f"data.evaluate: {name} is random, and pictures are evaluated as they are. It belongs in data.augment"
+            )
     path = Path(config.path) if config.path else data_root / config.name
     train, test = (spec.load(options, path, split) for split in ("train", "test"))
-    if train.class_names != test.class_names:
-        raise ConfigError(
-            f"{config.name} at {path}: training and test set have other classes: {_few(train.class_names)} against {_few(test.class_names)}"
-        )
+    where = f"{config.name} at {path}"
+    for source, split in ((train, "training"), (test, "test")):
+        _check(source, f"{where}, {split} set")
+    _check_same_classes(train, test, where)
+    chosen, held_out = _divide(train, config, seed)
     for source in (train, test):
         if config.in_memory is not False:
             source.load_into_memory(config.threads, required=config.in_memory is True)
-    chosen, held_out = _divide(train, config, seed)
-    normalize = config.normalize
-    if normalize:
-        mean, std = tuple(normalize.mean), tuple(normalize.std)
+    if config.normalize:
+        mean, std = tuple(config.normalize.mean), tuple(config.normalize.std)
     elif spec.mean is not None:
         mean, std = spec.mean, spec.std
     else:
-        mean, std = _statistics(train)
+        mean, std = _statistics(train, config.threads)
     return Data(
         name=config.name,
         train=Split(train, chosen),
         validation=Split(train, held_out) if len(held_out) else None,
         test=Split(test, torch.arange(len(test))),
-        augment=_pipeline(config.augment, registry, seed),
-        evaluate=_pipeline(config.evaluate, registry, seed),
+        augment=augment,
+        evaluate=evaluate,
         mean=mean,
         std=std,
     )
@@ -96,42 +101,82 @@ def _pipeline(entries: list, registry, seed: int) -> Pipeline:
     return Pipeline(steps, seed)
 
 
+def _check(source: Source, where: str) -> None:
+    """A plugin's data set may return anything."""
+    if not isinstance(source, Source):
+        raise PluginError(f"{where}: load() returned {source!r}; expected a kdray.Source")
+    labels, images = source.labels, source.images
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+        raise PluginError(f"{where}: labels must be an int64 tensor (N,)")
+    if images is not None and (
+        images.dtype != torch.uint8 or images.shape[:2] != (len(labels), source.channels) or images.dim() != 4
+    ):
+        expected = f"torch.uint8 ({len(labels)}, {source.channels}, height, width)"
+        raise PluginError(f"{where}: images are {images.dtype} {tuple(images.shape)}; expected {expected}")
+    if not len(source):
+        raise ConfigError(f"{where}: there are no pictures")
+    for position in ((labels < 0) | (labels >= source.num_classes)).nonzero()[:1, 0].tolist():
+        raise ConfigError(
+            f"{where}: picture {position} has label {labels[position]}; the classes are 0 … {source.num_classes - 1}"
+        )
+
+
+def _check_same_classes(train: Source, test: Source, where: str) -> None:
+    if train.class_names == test.class_names:
+        return
+    alone = [[name for name in a.class_names if name not in b.class_names] for a, b in ((train, test), (test, train))]
+    sides = [f"{_few(names)} only in the {split} set" for names, split in zip(alone, ("training", "test")) if names]
+    raise ConfigError(
+        f"{where}: training and test set have other classes: {' and '.join(sides) or 'their order differs'}"
+    )
+
+
 def _divide(train: Source, config: DataConfig, seed: int) -> tuple[Tensor, Tensor]:
-    """Training and validation samples, each drawn evenly over the classes, by the seed alone."""
-    shuffled = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    # Round-robin over the classes: the k-th sample of every class before any (k + 1)-th. Any prefix is even over the classes.
+    """Training and validation samples, by the seed alone.
+
+    Validation keeps the shares of the classes; `samples` are even over the classes.
+    """
+    n, held = len(train), round(config.validation * len(train))
+    if config.validation and not 0 < held < n:
+        raise ConfigError(
+            f"data.validation: {config.validation} of {n} training samples is {held}; there must be some, and some left"
+        )
+    shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     labels = train.labels[shuffled]
-    seen = torch.zeros(len(train), dtype=torch.long)
-    for c in range(train.num_classes):
-        mine = labels == c
-        seen[mine] = torch.arange(int(mine.sum()))
-    held = round(config.validation * len(train))
-    size = labels.bincount(minlength=train.num_classes)[labels]
-    # Validation keeps the classes' shares: the first `validation` of each class, in the order of that share.
-    proportional = shuffled[((seen + 0.5) / size).argsort(stable=True)]
-    held_out, rest = proportional[:held], proportional[held:]
+    sizes = labels.bincount(minlength=train.num_classes)
+    turn = torch.empty(n, dtype=torch.long)  # how many of its class come before a sample, in shuffled order
+    turn[labels.argsort(stable=True)] = torch.arange(n) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    # Ordered by the share of their class that comes before them, any first samples have the classes' shares.
+    order = ((turn + 0.5) / sizes[labels]).argsort(stable=True)
+    held_out, rest = order[:held], order[held:]
     if config.samples is not None:
         if config.samples > len(rest):
-            kept = f" (of {len(train)}, {held} are held out for validation)" if held else ""
-            raise ConfigError(f"data.samples asks for {config.samples} training samples; {config.name} has {len(rest)}{kept}")
-        order = torch.full((len(train),), -1, dtype=torch.long)
-        order[shuffled] = seen
-        rest = rest[order[rest].argsort(stable=True)][: config.samples]
-    return rest.sort().values, held_out.sort().values
+            kept = f" (of {n}, {held} are held out for validation)" if held else ""
+            raise ConfigError(
+                f"data.samples asks for {config.samples} training samples; {config.name} has {len(rest)}{kept}"
+            )
+        # Ordered by turn, any first samples are even over the classes: the k-th of each comes before any (k + 1)-th.
+        rest = rest[turn[rest].argsort(stable=True)][: config.samples]
+    if config.last_batch == "drop" and len(rest) < config.batch_size:
+        raise ConfigError(
+            f"data.last_batch is drop, and {len(rest)} training samples do not fill one batch of {config.batch_size}: "
+            "nothing is left to train on"
+        )
+    return shuffled[rest].sort().values, shuffled[held_out].sort().values
 
 
-def _statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(train: Source, threads: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Channel means and deviations over the pictures, or a spread of them, scaled to 0..1."""
-    positions = torch.linspace(0, len(source) - 1, min(len(source), STATISTICS)).long().unique().tolist()
-    count, total, squares = 0, torch.zeros(source.channels).double(), torch.zeros(source.channels).double()
-    for position in positions:
-        picture = source.read(position).double().flatten(1) / 255
-        count += picture.shape[1]
-        total += picture.sum(1)
-        squares += (picture**2).sum(1)
-    mean = total / count
-    std = (squares / count - mean**2).clamp(min=1e-12).sqrt()
-    return tuple(mean.tolist()), tuple(std.tolist())
+    # Sums of whole numbers: the same on every machine.
+    count, total, squares = 0, 0, 0
+    for picture in train.pictures(spread(len(train), STATISTICS), threads):
+        pixels = picture.flatten(1).long()
+        count, total, squares = count + pixels.shape[1], total + pixels.sum(1), squares + (pixels**2).sum(1)
+    mean = total.double() / count
+    std = (squares.double() / count - mean**2).clamp(min=0).sqrt()
+    if not std.all():
+        raise ConfigError("a channel of the training pictures is the same everywhere: give data.normalize")
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
 def _few(names: list[str]) -> str:

@@ -13,12 +13,18 @@ from . import augment, folder, parquet, published
 @hookimpl
 def kdray_datasets():
     return [
-        DatasetSpec("digits", published.digits, summary="Scans of handwritten digits, 8×8 grey, 10 classes (scikit-learn, no download)"),
+        DatasetSpec(
+            "digits",
+            published.digits,
+            summary="Scans of handwritten digits, 8×8 grey, 10 classes (scikit-learn, no download)",
+        ),
         *(
             DatasetSpec(name, _published(name), summary=summary, mean=mean, std=std, location=where)
             for name, (_, where, summary, mean, std) in published.TORCHVISION.items()
         ),
-        DatasetSpec("folder", folder.load, folder.FolderOptions, "Pictures in folders, train/<class>/ and test/<class>/"),
+        DatasetSpec(
+            "folder", folder.load, folder.FolderOptions, "Pictures in folders, train/<class>/ and test/<class>/"
+        ),
         DatasetSpec("parquet", parquet.load, parquet.ParquetOptions, "Parquet files in the layout of Hugging Face"),
     ]
 

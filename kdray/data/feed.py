@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,53 +12,59 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .augment import Pipeline
+from .source import size_of
 
 if TYPE_CHECKING:
     from .build import Split
 
 AHEAD = 4  # batches that are decoded before they are asked for
+TOGETHER = 8  # pictures that a thread takes at a time
 
 
 class Feed:
-    """In memory: indexed and augmented as one batch, on the device. Streamed: decoded and augmented picture by picture in threads, ahead of time."""
+    """In memory: indexed and augmented as one batch, on the device. Streamed: decoded and augmented by threads."""
 
     def __init__(self, split: Split, pipeline: Pipeline, threads: int, device: torch.device):
         self.split, self.pipeline, self.threads, self.device = split, pipeline, threads, device
         self.ids = split.ids.to(device)
-        self.images = None if split.source.images is None else split.source.images.to(device)
+        self.images = split.source.images_on(device)
 
     def batches(self, positions: Iterable[Tensor], view: int) -> Iterator[Tensor]:
-        """positions: of the split, a tensor (B,) a batch. Yields uint8 (B, C, H, W)."""
+        """positions: of the split, a tensor (B,) a batch, none of them empty. Yields uint8 (B, C, H, W)."""
         if self.images is None:
             yield from self._streamed(positions, view)
             return
         for chosen in positions:
-            ids = self.ids[chosen.to(self.device)]
-            yield self.pipeline(self.images[ids], ids, view)
+            ids = self.ids.index_select(0, chosen.to(self.device))
+            yield self.pipeline(self.images.index_select(0, ids), ids, view)
 
     def _streamed(self, positions: Iterable[Tensor], view: int) -> Iterator[Tensor]:
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="kdray-decode")
-        waiting: deque = deque()
+        waiting: deque[tuple[Tensor, list[Future]]] = deque()
         try:
             for chosen in positions:
-                waiting.append([pool.submit(self._picture, i, view) for i in self.split.ids[chosen].tolist()])
+                ids = self.split.ids[chosen]
+                waiting.append((ids, [pool.submit(self._pictures, part, view) for part in ids.split(TOGETHER)]))
                 if len(waiting) > AHEAD:
-                    yield self._batch(waiting.popleft())
+                    yield self._batch(*waiting.popleft())
             while waiting:
-                yield self._batch(waiting.popleft())
+                yield self._batch(*waiting.popleft())
         finally:  # also when nobody asks for the rest
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _picture(self, sample: int, view: int) -> Tensor:
-        return self.pipeline(self.split.source.read(sample)[None], torch.tensor([sample]), view)[0]
+    def _pictures(self, ids: Tensor, view: int) -> list[Tensor]:
+        pictures = [self.split.source.read(i) for i in ids.tolist()]
+        if len({picture.shape for picture in pictures}) == 1:
+            return list(self.pipeline(torch.stack(pictures), ids, view))
+        return [self.pipeline(picture[None], ids[i : i + 1], view)[0] for i, picture in enumerate(pictures)]
 
-    def _batch(self, futures: list) -> Tensor:
-        pictures = [future.result() for future in futures]
-        sizes = {tuple(p.shape) for p in pictures}
-        if len(sizes) > 1:
-            shown = " and ".join("×".join(map(str, size)) for size in sorted(sizes)[:2])
+    def _batch(self, ids: Tensor, parts: list[Future]) -> Tensor:
+        pictures = [picture for part in parts for picture in part.result()]
+        other = next((i for i, picture in enumerate(pictures) if picture.shape != pictures[0].shape), None)
+        if other is not None:
             raise ConfigError(
-                f"pictures of {shown} cannot share a batch: bring them to one size, with random_resized_crop in data.augment, and "
-                "resize and center_crop in data.evaluate"
+                f"pictures {ids[0]} and {ids[other]} are {size_of(pictures[0])} and {size_of(pictures[other])}, and a "
+                "batch needs one size: use random_resized_crop in data.augment, resize and center_crop in data.evaluate"
             )
-        return torch.stack(pictures).to(self.device, non_blocking=True)
+        batch = torch.stack(pictures)
+        return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch

@@ -24,13 +24,18 @@ class Folder(Source):
         try:
             classes, to_index = find_classes(str(root))
             self.files = make_dataset(str(root), to_index, extensions=IMG_EXTENSIONS)
-        except FileNotFoundError as error:
+        except OSError as error:
             raise ConfigError(f"{root}: {error}") from error
         super().__init__(torch.tensor([label for _, label in self.files]), classes, channels)
 
     def read(self, position: int):
         file = Path(self.files[position][0])
-        return decode(file.read_bytes(), self.channels, f"picture {position} ({file})")
+        what = f"picture {position} ({file})"
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{what} cannot be read: {error.strerror}") from error
+        return decode(data, self.channels, what)
 
 
 def load(options: FolderOptions, path: Path, split: str) -> Folder:
@@ -39,6 +44,7 @@ def load(options: FolderOptions, path: Path, split: str) -> Folder:
     root = next((path / name for name in names if (path / name).is_dir()), None)
     if root is None:
         raise ConfigError(
-            f"no folder {' or '.join(str(path / name) for name in names)}: data.path must hold train/<class>/<picture> and test/<class>/<picture>"
+            f"no folder {' or '.join(str(path / name) for name in names)}: "
+            "data.path must hold train/<class>/<picture> and test/<class>/<picture>"
         )
     return Folder(root, options.channels)

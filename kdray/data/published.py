@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -26,28 +33,70 @@ TORCHVISION = {
         (0.5071, 0.4867, 0.4408),
         (0.2675, 0.2565, 0.2761),
     ),
-    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw", "70,000 articles of clothing, 28×28 grey, 10 classes", (0.2860,), (0.3530,)),
+    "fashion_mnist": (
+        "FashionMNIST",
+        "FashionMNIST/raw",
+        "70,000 articles of clothing, 28×28 grey, 10 classes",
+        (0.2860,),
+        (0.3530,),
+    ),
 }
 
 
 def torchvision(name: str, path: Path, split: str) -> Source:
-    """Raises ConfigError, with the place where the files are expected, when they are absent and cannot be downloaded."""
+    """Raises ConfigError with the place where the files are expected, when they are absent and cannot be downloaded."""
     import torchvision.datasets as datasets
 
     cls, where = getattr(datasets, TORCHVISION[name][0]), TORCHVISION[name][1]
+    train = split == "train"
     try:
-        found = cls(str(path), train=split == "train", download=False)
-    except RuntimeError:  # absent or incomplete
+        found = cls(str(path), train=train)
+    except Exception as problem:  # absent, incomplete, or damaged: torchvision raises many kinds
         try:
-            found = cls(str(path), train=split == "train", download=True)
-        except Exception as error:  # every kind of network, archive and file error
+            with _one_process(path), _download(path):
+                found = cls(str(path), train=train, download=True)
+        except Exception as error:
             raise ConfigError(
-                f"{name} is not at {path / where}, and it could not be downloaded ({type(error).__name__}: {error}). "
-                f"Put torchvision's files there, or say where they are with data.path"
+                f"{name} is not at {path / where}, or it is damaged ({_short(problem)}), and it cannot be downloaded "
+                f"({_short(error)}). Put torchvision's files there, after removing damaged ones, or say where they are "
+                "with data.path"
             ) from error
     images = torch.as_tensor(found.data)
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
     return Source(torch.as_tensor(found.targets).long(), list(found.classes), images.shape[1], images.contiguous())
+
+
+@contextmanager
+def _one_process(path: Path) -> Iterator[None]:
+    """Workers of one node that find the data absent download it once, not all into the same file."""
+    name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
+    with open(Path(tempfile.gettempdir(), f"kdray-{os.getuid()}-{name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _download(path: Path) -> Iterator[None]:
+    """Gives up on a silent network, and leaves nothing behind when it fails."""
+    present = {path, *path.parents, *path.rglob("*")}
+    present = {entry for entry in present if entry.exists()}
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # torchvision sets none, and would hang where packets are swallowed
+    try:
+        yield
+    except BaseException:
+        for entry in sorted({path, *path.parents, *path.rglob("*")} - present, reverse=True):  # what lies deepest first
+            with suppress(OSError):
+                entry.rmdir() if entry.is_dir() else entry.unlink()
+        raise
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def _short(error: Exception) -> str:
+    """What torchvision says, on one line and without its advice to programmers."""
+    text = " ".join(str(error).partition(" You can use download=True")[0].split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def digits(options: Options, path: Path, split: str) -> Source:

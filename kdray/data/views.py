@@ -1,7 +1,7 @@
-"""Which samples a step sees, and as which pictures: pure functions of the seed, so that workers and restarts change nothing.
+"""Which samples a step sees, and as which pictures: functions of the seed, so that workers and restarts change nothing.
 
-A view is one way to augment the whole data set. The numbers that decide how sample i looks in view v come from a counter: a hash of
-(seed, v, i, stream), not from a generator that someone has advanced before.
+A view is one way to augment the whole data set. The numbers that decide how sample i looks in view v come from a
+counter: a hash of (seed, v, i, stream), not from a generator that someone has advanced before.
 """
 
 from __future__ import annotations
@@ -12,26 +12,35 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as int64
 _MIX1, _MIX2 = -4658895280553007687, -7723592293110705685
 
+Words = int | Tensor  # signed, of 64 bits
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right; torch's is arithmetic."""
+
+def _shift(x: Words, bits: int) -> Words:
+    """Logical shift to the right; that of int64 drags the sign along."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele et al., 2014): a bijection of 64 bits in which every input bit moves half of the output's."""
-    x = (x ^ _shift(x, 30)) * _MIX1
-    x = (x ^ _shift(x, 27)) * _MIX2
+def _mix(x: Words) -> Words:
+    """The finaliser of SplitMix64 (Steele et al., 2014): a bijection; an input bit moves half of the output's."""
+    x = _wrap((x ^ _shift(x, 30)) * _MIX1)
+    x = _wrap((x ^ _shift(x, 27)) * _MIX2)
     return x ^ _shift(x, 31)
 
 
+def _wrap(x: Words) -> Words:
+    """Python's integers grow where those of tensors wrap around."""
+    return (x + 2**63) % 2**64 - 2**63 if isinstance(x, int) else x
+
+
 def uniform(seed: int, view: int, ids: Tensor, stream: int, draws: int) -> Tensor:
-    """(B, draws) numbers in [0, 1), float64, for the samples `ids` (B,) in `view`. `stream` tells independent users of one sample apart."""
-    key = torch.tensor([seed, view, stream], dtype=torch.int64, device=ids.device)
-    state = torch.zeros((), dtype=torch.int64, device=ids.device)
-    for part in key:
-        state = _mix(state + part * _GOLDEN + 1)
-    state = _mix(state + ids.to(torch.int64) * _GOLDEN)
+    """(B, draws) numbers in [0, 1), float64, for the samples `ids` (B,) in `view`.
+
+    `stream` tells independent users of one sample apart.
+    """
+    key = 0  # a plain number: nothing has to be sent to the device
+    for part in (seed, view, stream):
+        key = _mix(_wrap(key + part * _GOLDEN + 1))
+    state = _mix(ids.to(torch.int64) * _GOLDEN + key)
     counter = torch.arange(1, draws + 1, dtype=torch.int64, device=ids.device)
     bits = _mix(state[:, None] + counter * _GOLDEN)
     return _shift(bits, 11).double() * 2.0**-53

@@ -1,6 +1,7 @@
 """Small data sets as real files."""
 
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +17,15 @@ def encode(seed: int, height: int = 10, width: int = 10) -> bytes:
     return file.getvalue()
 
 
-def write_parquet(file, labels, pictures=None, image="image", label="label", plain=False):
+def write_parquet(file, labels, pictures=None, image="image", label="label", plain=False, kind=None, names=None):
+    """kind: the type of the labels; names: those of the classes, as the library `datasets` writes them."""
     pictures = [encode(i) for i in range(len(labels))] if pictures is None else pictures
     column = pa.array(pictures if plain else [{"bytes": p, "path": None} for p in pictures])
-    pq.write_table(pa.table({image: column, label: pa.array(labels, pa.int64())}), file, row_group_size=7)
+    table = pa.table({image: column, label: pa.array(labels, kind or pa.int64())})
+    if names:
+        features = {"info": {"features": {label: {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, file, row_group_size=7)
 
 
 def write_folder(root, per_class: int, classes=("cat", "dog"), size=lambda i: (10, 10)):

@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdray.data.augment import Pipeline
+from kdray.data.augment import Augmentation, Pipeline
 from kdray.data.views import uniform
+from kdray.errors import PluginError
+from kdray.options import Options
 
 GENERATOR = torch.Generator().manual_seed(0)
 PICTURES = torch.randint(256, (40, 3, 12, 16), generator=GENERATOR, dtype=torch.uint8)
@@ -88,6 +90,48 @@ def test_sizes(pipeline):
     assert part.shape == (40, 3, 7, 7) and part.dtype == torch.uint8
     flat = torch.full((40, 3, 12, 16), 77, dtype=torch.uint8)
     assert (pipeline(("random_resized_crop", {"size": 7}))(flat, IDS, 0) == 77).all()  # never from outside
+
+
+@pytest.mark.parametrize("height, width", [(90, 120), (300, 100)])
+def test_windows_of_random_resized_crop(pipeline, monkeypatch, height, width):
+    boxes = []
+
+    def record(image, top, left, h, w, size, antialias):
+        boxes.append((top, left, h, w))
+        return image[:, : size[0], : size[1]]
+
+    monkeypatch.setattr("kdray.data.augment.TF.resized_crop", record)
+    n = 4000
+    pictures = torch.zeros(1, 1, height, width, dtype=torch.uint8).expand(n, -1, -1, -1)
+    pipeline(("random_resized_crop", {"size": 8, "min_area": 0.1, "max_ratio": 1.5}))(pictures, torch.arange(n), 0)
+    top, left, h, w = torch.tensor(boxes).double().unbind(1)
+    assert (top >= 0).all() and (left >= 0).all() and (top + h <= height).all() and (left + w <= width).all()
+    share, ratio = h * w / (height * width), w / h
+    whole = (h < height) & (w < width)
+    assert share.min() > 0.09 and (ratio[whole] > 0.63).all() and (ratio[whole] < 1.58).all()
+    assert ratio[share < 0.2].log().mean().abs() < 0.05  # as often wide as high, where both fit
+    if height == 90:  # every share has a ratio that fits: none is cut off
+        assert abs(share.mean() - 0.55) < 0.02 and abs(share.std() - 0.9 / 12**0.5) < 0.02
+        assert share.max() > 0.99
+    free = height - h > 10
+    places = top[free] / (height - h[free])
+    assert abs(places.mean() - 0.5) < 0.03 and places.min() < 0.02 and places.max() > 0.98
+
+
+def test_an_augmentation_that_returns_something_else_is_refused(pipeline):
+    class Wrong(Augmentation):
+        def __call__(self, images, u):
+            return images.float()
+
+    with pytest.raises(PluginError, match=r"'wrong' made torch\.float32"):
+        Pipeline([("wrong", Wrong(Options()))], 0)(PICTURES, IDS, 0)
+
+
+def test_pictures_given_are_left_alone(pipeline):
+    before = PICTURES.clone()
+    for entries in ALL:
+        pipeline(*entries)(PICTURES, IDS, 1)
+    assert torch.equal(PICTURES, before)
 
 
 def test_describe_tells_everything_that_changes_pictures(pipeline):

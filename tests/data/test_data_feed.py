@@ -1,7 +1,6 @@
 """From memory and streamed: the same bytes, in order; errors reach the consumer; threads end."""
 
 import threading
-import time
 
 import pytest
 import torch
@@ -94,15 +93,65 @@ def test_damaged_rows_are_named(load, tmp_path, damage):
 
 
 def test_closing_ends_the_threads_and_what_they_were_to_do(load, parquet, monkeypatch):
-    data, before, read = load(name="parquet", in_memory=False), threading.active_count(), []
+    data, gate, read = load(name="parquet", in_memory=False), threading.Event(), []
     whole = data.train.source.read
-    monkeypatch.setattr(data.train.source, "read", lambda i: (time.sleep(0.02), read.append(i), whole(i))[2])
+
+    def slow(i):
+        if i >= 4:  # all but the first batch
+            gate.wait(10)
+        read.append(i)
+        return whole(i)
+
+    monkeypatch.setattr(data.train.source, "read", slow)
+    before = set(threading.enumerate())
     found = feed(data, 2).batches(torch.arange(24).split(4), 0)
     next(found)
-    assert threading.active_count() > before
+    mine = set(threading.enumerate()) - before
+    assert len(mine) == 2
     found.close()
-    until = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < until:
-        time.sleep(0.01)
-    assert threading.active_count() == before
-    assert len(read) < 16  # of 20 that were waiting
+    gate.set()
+    for thread in mine:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(read) <= 12  # the first batch, and what the two threads had begun; 20 pictures were waiting
+
+
+def test_auto_streams_what_is_too_big(load, parquet, monkeypatch):
+    bytes_of_train = 24 * 3 * 10 * 10
+    monkeypatch.setattr("kdray.data.source.MEMORY_LIMIT", bytes_of_train)
+    assert load(name="parquet").train.source.images is not None
+    monkeypatch.setattr("kdray.data.source.MEMORY_LIMIT", bytes_of_train - 1)
+    data = load(name="parquet")
+    assert data.train.source.images is None and data.test.source.images is not None
+    assert load(name="parquet", in_memory=True).train.source.images is not None
+
+
+@pytest.mark.parametrize("pictures", [7, 1000])
+def test_statistics_do_not_depend_on_where_the_pictures_are(load, parquet, monkeypatch, pictures):
+    monkeypatch.setattr("kdray.data.build.STATISTICS", pictures)
+    memory, stream = (load(name="parquet", in_memory=kept) for kept in (True, False))
+    assert (memory.mean, memory.std) == (stream.mean, stream.std)
+
+
+def test_pictures_in_memory_are_not_copied(load, parquet):
+    source = load(name="parquet").train.source
+    assert source.images_on(torch.device("cpu")).data_ptr() == source.images.data_ptr()
+    elsewhere = source.images_on(torch.device("meta"))
+    assert source.images_on(torch.device("meta")) is elsewhere  # once a device, not once a feed
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_and_colour(load, parquet, channels):
+    data = load(name="parquet", channels=channels, augment=["crop", "flip"])
+    assert data.channels == channels == len(data.mean)
+    assert next(feed(data, 1).batches([torch.arange(5)], 0)).shape == (5, channels, 10, 10)
+
+
+def test_pictures_of_several_sizes_are_the_same_in_any_batch(load, tmp_path):
+    """Neighbours of one size are augmented together, others alone: nobody can tell."""
+    for split in ("train", "test"):
+        write_folder(tmp_path / "folder" / split, 12, size=lambda i: (9, 12) if i < 10 else (14, 8))
+    data = load(name="folder", augment=["flip", {"random_resized_crop": {"size": 8}}])
+    whole = torch.cat(list(feed(data, 2).batches(torch.arange(24).split(24), 3)))
+    singly = torch.cat(list(feed(data, 2).batches(torch.arange(24).split(1), 3)))
+    assert torch.equal(whole, singly)

@@ -1,17 +1,27 @@
 """What is on disk becomes labels and pictures, or an error that says what to do."""
 
 import hashlib
+import io
 import pickle
+import struct
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from data_files import encode, write_folder, write_parquet
+from PIL import Image
 from torchvision import datasets
 
+from kdray.config.schema import DataConfig
+from kdray.data.build import load_data
 from kdray.data.decode import decode
 from kdray.data.normalize import Normalize
-from kdray.errors import ConfigError
+from kdray.data.source import Source
+from kdray.errors import ConfigError, PluginError
+from kdray.specs import DatasetSpec
 
 
 def test_digits(load):
@@ -90,6 +100,45 @@ def test_cifar10_damaged_or_missing_and_no_network(load, tmp_path, monkeypatch):
         load(name="cifar10", path=str(tmp_path / "elsewhere"))
 
 
+def test_a_failed_download_leaves_nothing(load, tmp_path, monkeypatch):
+    cifar(tmp_path, monkeypatch)
+
+    def cut(url, root, filename=None, **others):
+        Path(root).mkdir(parents=True, exist_ok=True)
+        (Path(root) / filename).write_bytes(b"half of it")
+        raise OSError("connection reset")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", cut)
+    before = sorted(tmp_path.rglob("*"))
+    for path in ("a/b/c", "cifar10/empty"):
+        with pytest.raises(ConfigError, match="connection reset"):
+            load(name="cifar10", path=str(tmp_path / path))
+        assert sorted(tmp_path.rglob("*")) == before
+    keep = tmp_path / "cifar10" / "mine.txt"
+    keep.write_text("mine")
+    (tmp_path / "cifar10" / "cifar-10-batches-py" / "test_batch").unlink()
+    with pytest.raises(ConfigError, match="connection reset"):
+        load(name="cifar10")
+    assert keep.exists() and not list((tmp_path / "cifar10").glob("*.gz"))
+
+
+def test_fashion_mnist(load, tmp_path, monkeypatch):
+    raw = tmp_path / "fashion_mnist" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8)
+    for part, n in (("train", 20), ("t10k", 10)):
+        pictures = pixels[:20] if part == "train" else pixels[20:]
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, n, 28, 28) + pictures.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, n) + bytes(i % 10 for i in range(n)))
+    data = load(name="fashion_mnist")
+    assert torch.equal(data.test.source.images, torch.from_numpy(pixels[20:, None]))
+    assert (len(data.train), data.channels, data.num_classes) == (20, 1, 10)
+    damaged = raw / "train-images-idx3-ubyte"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"FashionMNIST/raw, or it is damaged"):
+        load(name="fashion_mnist")
+
+
 def test_folder(load, tmp_path):
     write_folder(tmp_path / "mine" / "train", 3)
     write_folder(tmp_path / "mine" / "val", 2)
@@ -162,8 +211,69 @@ def test_parquet_missing_and_damaged(load, parquet):
         (parquet / "train.parquet").write_bytes(damaged)
         with pytest.raises(ConfigError, match=r"train\.parquet cannot be read as Parquet"):
             load(name="parquet")
+
+
+def test_the_classes_of_parquet_are_those_of_the_training_set(load, parquet):
     write_parquet(parquet / "train.parquet", [i % 5 for i in range(24)])
-    with pytest.raises(ConfigError, match="other classes"):
+    data = load(name="parquet")  # no test picture happens to be of class 4
+    assert data.num_classes == 5 and data.test.source.class_names == ["0", "1", "2", "3", "4"]
+    write_parquet(parquet / "test.parquet", [0, 5, 1])
+    with pytest.raises(ConfigError, match=r"row 1 of .*test\.parquet: label 5 .*5 classes \(0 … 4\)"):
+        load(name="parquet")
+
+
+@pytest.mark.parametrize("labels, lacking", [([1, 2, 3], 0), ([0, 1, 3, 4], 2)])
+def test_parquet_labels_have_no_gaps(load, parquet, labels, lacking):
+    write_parquet(parquet / "train.parquet", labels * 6)
+    with pytest.raises(ConfigError, match=rf"go up to {labels[-1]}, but none is {lacking}"):
+        load(name="parquet")
+
+
+def test_parquet_with_named_classes(load, parquet):
+    names = ["ant", "bee", "cow", "dog", "eel"]
+    write_parquet(parquet / "train.parquet", [0, 1, 3], names=names)  # the names tell that there are five
+    write_parquet(parquet / "test.parquet", [4, 2], names=names)
+    data = load(name="parquet")
+    assert data.train.source.class_names == names and data.test.labels.tolist() == [4, 2]
+    write_parquet(parquet / "test.parquet", [4, 2], names=names[::-1])
+    with pytest.raises(ConfigError, match=r"test\.parquet names other classes .*train\.parquet"):
+        load(name="parquet")
+
+
+def test_parquet_with_texts_as_labels(load, parquet):
+    write_parquet(parquet / "train.parquet", ["cow", "ant", "bee", "ant"], kind=pa.string())
+    write_parquet(parquet / "test.parquet", ["cow", "bee"], kind=pa.string())
+    data = load(name="parquet")
+    assert data.train.labels.tolist() == [2, 0, 1, 0] and data.test.labels.tolist() == [2, 1]
+    write_parquet(parquet / "test.parquet", ["cow", "elk"], kind=pa.string())
+    with pytest.raises(ConfigError, match=r"row 1 of .*label elk .*3 classes"):
+        load(name="parquet")
+    write_parquet(parquet / "train.parquet", [0.0, 1.0], kind=pa.float32())
+    with pytest.raises(ConfigError, match=r"holds float; labels are whole numbers"):
+        load(name="parquet")
+
+
+def test_rows_are_counted_within_their_file(load, parquet):
+    """Files whose label columns differ in width are one data set all the same."""
+    for part, kind in enumerate((pa.int64(), pa.int8(), pa.int32())):
+        pictures = [encode(i) for i in range(6)]
+        if part == 1:
+            pictures[0] = pictures[5] = None
+        write_parquet(parquet / f"shard-{part}.parquet", [i % 4 for i in range(6)], pictures, kind=kind)
+    data = load(
+        name="parquet", train="shard-*.parquet", in_memory=False, normalize={"mean": [0.5] * 3, "std": [0.2] * 3}
+    )
+    assert len(data.train) == 18 and data.train.labels.tolist() == [i % 4 for i in range(6)] * 3
+    assert torch.equal(data.train.source.read(13), decode(encode(1), 3, "it"))
+    with pytest.raises(ConfigError, match=r"picture 6 \(row 0 of .*shard-1\.parquet\) is missing"):
+        data.train.source.read(6)
+    with pytest.raises(ConfigError, match=r"picture 11 \(row 5 of .*shard-1\.parquet\) is missing"):
+        data.train.source.read(11)
+
+
+def test_parquet_without_rows(load, parquet):
+    write_parquet(parquet / "test.parquet", [])
+    with pytest.raises(ConfigError, match=r"test\.parquet has no rows"):
         load(name="parquet")
 
 
@@ -203,3 +313,61 @@ def test_more_samples_than_there_are(load, parquet):
         load(name="parquet", samples=25)
     with pytest.raises(ConfigError, match=r"24.*18.*6"):
         load(name="parquet", samples=24, validation=0.25)
+
+
+def test_a_class_that_runs_out_is_made_up_for_by_the_others(load, parquet):
+    write_parquet(parquet / "train.parquet", [0] * 20 + [1] * 2 + [2] * 10 + [3] * 8)
+    assert load(name="parquet", samples=20).train.labels.bincount().tolist() == [6, 2, 6, 6]
+    assert load(name="parquet", samples=38).train.labels.bincount().tolist() == [18, 2, 10, 8]
+    held = load(name="parquet", validation=0.5).validation
+    assert held.labels.bincount().tolist() == [10, 1, 5, 4]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_validation_without_samples_or_without_a_rest(load, parquet, share):
+    with pytest.raises(ConfigError, match=r"data\.validation"):
+        load(name="parquet", validation=share)
+
+
+def test_no_whole_batch_to_train_on(load, parquet):
+    assert load(name="parquet", batch_size=24, last_batch="drop")
+    with pytest.raises(ConfigError, match=r"last_batch.*24 training samples.*25"):
+        load(name="parquet", batch_size=25, last_batch="drop")
+
+
+def test_evaluation_is_not_random(load, parquet):
+    with pytest.raises(ConfigError, match=r"data\.evaluate: crop is random"):
+        load(name="parquet", evaluate=["crop"])
+
+
+def test_a_channel_without_contrast_cannot_be_normalised(load, parquet):
+    flat = io.BytesIO()
+    Image.new("RGB", (10, 10), (10, 20, 30)).save(flat, "PNG")
+    write_parquet(parquet / "train.parquet", [0, 1, 2, 3], [flat.getvalue()] * 4)
+    with pytest.raises(ConfigError, match=r"data\.normalize"):
+        load(name="parquet")
+    assert load(name="parquet", normalize={"mean": [0.1] * 3, "std": [0.2] * 3})
+
+
+def source(**changes):
+    images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
+    return Source(
+        **{"labels": torch.tensor([0, 1] * 3), "class_names": ["a", "b"], "channels": 1, "images": images} | changes
+    )
+
+
+@pytest.mark.parametrize(
+    "made, error, text",
+    [
+        (None, PluginError, "expected a kdray.Source"),
+        (source(labels=torch.zeros(6)), PluginError, "labels must be"),
+        (source(channels=3), PluginError, r"expected torch.uint8 \(6, 3"),
+        (source(images=torch.zeros(6, 1, 4, 4)), PluginError, "torch.float32"),
+        (source(labels=torch.tensor([0, 1, 1, 2, 0, 1])), ConfigError, "picture 3 has label 2"),
+        (source(labels=torch.tensor([], dtype=torch.long), images=None), ConfigError, "no pictures"),
+    ],
+)
+def test_what_a_plugin_returns_is_checked(tmp_path, made, error, text):
+    spec = DatasetSpec("mine", lambda options, path, split: made)
+    with pytest.raises(error, match=text):
+        load_data(DataConfig(name="mine", batch_size=2), 0, SimpleNamespace(get=lambda kind, name: spec), tmp_path)

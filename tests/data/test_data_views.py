@@ -33,6 +33,16 @@ def test_uniform():
     assert len(u.flatten().unique()) == u.numel()
 
 
+def test_the_numbers_stay_what_they_were():
+    """Runs are resumed, and teachers' outputs kept, by versions of kdray to come."""
+    expected = [
+        [0.3701305002158707, 0.8100801961070256],
+        [0.6847205324334206, 0.032869229487778595],
+        [0.6791667598233726, 0.8600639833640527],
+    ]
+    assert torch.equal(uniform(3, 7, torch.tensor([0, 5, 49_999]), 1, 2), torch.tensor(expected, dtype=torch.float64))
+
+
 def test_neighbours_are_unrelated():
     u = uniform(0, 0, IDS, 0, 2)
     for a, b in ((u[:-1, 0], u[1:, 0]), (u[:, 0], u[:, 1]), (u[:-1, 1], u[1:, 0])):
