@@ -1,0 +1,66 @@
+"""What goes wrong inside a worker reaches the user as it is."""
+
+import json
+
+import pytest
+
+from kdray.config.load import load_config
+from kdray.config.project import find_project
+from kdray.errors import PluginError, RunFailed
+from kdray.launch.experiment import Experiment
+from kdray.registry import Registry
+from kdray.run.console import Console
+
+PLUGIN = """
+import torch
+from kdray import Distiller, DistillerSpec, Requires, hookimpl
+
+class Raises(Distiller):
+    requires = Requires(student={"logits"})
+
+    def forward(self, student, teacher, batch, step):
+        if step.number == 3 and step.rank == 1:
+            raise ValueError("the sky fell on worker 1")
+        return student.logits.mean()
+
+class Drifts(Distiller):
+    requires = Requires(student={"logits"})
+
+    def __init__(self, options, setup):
+        super().__init__(options, setup)
+        self.register_buffer("seen", torch.zeros(setup.num_samples))
+
+    def forward(self, student, teacher, batch, step):
+        self.seen[batch.index] += 1  # not gathered
+        return student.logits.pow(2).mean()
+
+@hookimpl
+def kdray_distillers():
+    return [DistillerSpec("raises", Raises), DistillerSpec("drifts", Drifts)]
+"""
+
+
+@pytest.fixture
+def train(lab, ray_session):
+    (lab.path / "mine.py").write_text(PLUGIN)
+    (lab.path / "kdray.toml").write_text('[plugins]\nload = ["mine.py"]\n')
+    registry = Registry.load(find_project(lab.path))
+
+    def run(loss):
+        file = lab.config(loss, losses={"ce": {}, loss: {}}, scale={"num_workers": 2})
+        config = load_config(file, registry=registry).config
+        return Experiment(registry, find_project(lab.path), Console(), "test").start(config)
+
+    return run
+
+
+def test_an_exception_of_a_worker_is_shown_as_it_is(train, lab):
+    with pytest.raises(RunFailed, match=r"worker 1 failed:(.|\n)*ValueError: the sky fell on worker 1"):
+        train("raises")
+    status = json.loads((lab.path / "runs" / "raises" / "status.json").read_text())
+    assert status["state"] == "failed" and "the sky fell" in status["error"]
+
+
+def test_a_buffer_that_differs_between_workers_is_an_error(train):
+    with pytest.raises(PluginError, match=r"loss 'drifts' \(Drifts\): its buffer seen differs between workers"):
+        train("drifts")
