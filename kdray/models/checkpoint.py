@@ -139,7 +139,7 @@ def _compare(own: dict[str, Tensor], state: dict[str, Tensor], path: Path, netwo
 
 
 def _classes(own: dict[str, Tensor], state: dict[str, Tensor], shapes: list[str]) -> tuple[int, int] | None:
-    """(in the file, in the network) where the rows of one linear layer are all that differs: another number of classes."""
+    """(in the file, in the network) where the rows of one linear layer are all that differs: another class count."""
     layers = {name.rpartition(".")[0] for name in shapes}
     sizes = {(len(state[name]), len(own[name])) for name in shapes if state[name].ndim and own[name].ndim}
     rest_is_equal = all(state[name].shape[1:] == own[name].shape[1:] for name in shapes)

@@ -2,7 +2,7 @@
 
 import pytest
 
-PLUGIN = '''
+PLUGIN = """
 from pathlib import Path
 from kdray import hookimpl
 
@@ -27,7 +27,7 @@ def kdray_run_finished(run, summary):
 @hookimpl
 def kdray_run_failed(run, error):
     note(run, f"failed {type(error).__name__}")
-'''
+"""
 
 
 @pytest.fixture
