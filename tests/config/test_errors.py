@@ -50,7 +50,7 @@ data.augment=[3] -> data.augment.0: must be text or a mapping, not 3
 data.augment=[{crop: {}, flip: {}}] -> data.augment.0: one augmentation an entry: a name, or {name: {option: value}}
 data.augment.0=x -> 'data.augment.0=x': data.augment is a list, which is replaced as a whole: data.augment=[...]
 baseline=on -> baseline: must be true or false, not the text 'on'
-name=a/b -> name: must match ^[A-Za-z0-9][A-Za-z0-9._-]*$, not the text 'a/b'
+name=a/b -> name: must match ^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$, not the text 'a/b'
 losses.kd.weight='1' -> losses.kd.weight: must be a number or a mapping, not the text '1'
 losses.kd.weight=-1 -> losses.kd.weight: must be at least 0, not -1
 losses.kd.weight={} -> losses.kd.weight: 'value' is missing
