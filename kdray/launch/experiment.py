@@ -141,9 +141,8 @@ class Experiment:
         for key in wanted.keys() | made.keys():
             if wanted.get(key) != made.get(key):
                 raise ConfigError(
-                    f"teacher.{key} is {wanted.get(key)}, but the student that {config.teacher.train} trains to be the "
-                    f"teacher has "
-                    f"{key} {made.get(key)}: make them equal"
+                    f"teacher.{key} is {wanted.get(key)}, but the student that {config.teacher.train} trains to be "
+                    f"the teacher has {key} {made.get(key)}: make them equal"
                 )
         return recipe.model_copy(update={"scale": config.scale})
 
@@ -242,9 +241,8 @@ def check_last_batch(config: Config, samples: int) -> None:
     if config.data.last_batch == "keep" and 0 < rest < config.scale.num_workers:
         raise ConfigError(
             f"{samples} training samples in batches of {config.data.batch_size} leave {rest} in an epoch's last batch, "
-            f"fewer than the "
-            f"{config.scale.num_workers} workers: use data.last_batch=drop, another data.batch_size, or --num-workers "
-            f"{rest}"
+            f"fewer than the {config.scale.num_workers} workers: use data.last_batch=drop, another data.batch_size, "
+            f"or --num-workers {rest}"
         )
 
 

@@ -13,7 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
-from ..errors import RunFailed
+from ..errors import KdrayError, RunFailed
 from .session import RaySession
 from .worker import Assignment, as_error, failures, final_failure, work
 
@@ -101,6 +101,9 @@ def run_on_ray(
         shutil.rmtree(scratch, ignore_errors=True)
     if final := final_failure(folder):
         raise as_error(final)
+    for cause in getattr(outcome[0], "worker_failures", {}).values():
+        if isinstance(cause, KdrayError):  # of a worker that could not write into the run folder
+            raise cause
     if outcome[0] is not None:
         raise RunFailed(_lost(outcome[0], failures(folder), max_failures)) from outcome[0]
 
@@ -111,9 +114,8 @@ def _lost(error: BaseException, echoes: list[dict], max_failures: int) -> str:
     ).strip()
     seen = f" Another worker saw: {echoes[0]['message'].splitlines()[0]}." if echoes and echoes[0]["message"] else ""
     return (
-        f"workers were lost more often than scale.max_failures ({max_failures}) allows. Ray says: {last}.{seen} A "
-        f"worker that vanishes was killed, "
-        "often for memory. `kdray resume` goes on from the last checkpoint."
+        f"workers were lost more often than scale.max_failures ({max_failures}) allows. Ray says: {last}.{seen} "
+        "A worker that vanishes was killed, often for memory. `kdray resume` goes on from the last checkpoint."
     )
 
 

@@ -48,10 +48,10 @@ def work(assignment: Assignment, context) -> None:
     if final_failure(folder):
         return  # the group was restarted after a failure that would only happen again
     try:
-        if not folder.is_dir() or (folder / ".token").read_text() != assignment.token:
+        if _token(folder) != assignment.token:
             raise ConfigError(
-                f"worker {context.rank} does not see the run folder {folder}: put it (run.dir, or [paths] runs in "
-                f"kdray.toml) on storage that every node shares"
+                f"worker {context.rank} on {socket.gethostname()} does not see the run folder {folder}: put it (run.dir, "
+                "or [paths] runs in kdray.toml) on storage that every node shares"
             )
         torch.set_num_threads(assignment.threads)
         registry = Registry(load_plugins(blocked=assignment.blocked, local_sources=assignment.local_sources))
@@ -59,8 +59,16 @@ def work(assignment: Assignment, context) -> None:
         write_json(folder / f"worker-{context.rank}.json", {"host": socket.gethostname(), "pid": os.getpid()})
         train(assignment.job, registry, context, FileLog(folder, assignment.token))
     except Exception as error:
-        write_failure(folder, context.rank, error)
+        if _token(folder) == assignment.token:  # else the folder is not ours: another node's disk, or a resumed run's
+            write_failure(folder, context.rank, error)
         raise
+
+
+def _token(folder: Path) -> str | None:
+    try:
+        return (folder / ".token").read_text()
+    except OSError:
+        return None
 
 
 def train_here(job: Job, registry, context, log) -> None:
