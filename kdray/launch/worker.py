@@ -50,8 +50,8 @@ def work(assignment: Assignment, context) -> None:
     try:
         if _token(folder) != assignment.token:
             raise ConfigError(
-                f"worker {context.rank} on {socket.gethostname()} does not see the run folder {folder}: put it (run.dir, "
-                "or [paths] runs in kdray.toml) on storage that every node shares"
+                f"worker {context.rank} on {socket.gethostname()} does not see the run folder {folder}: put it "
+                "(run.dir, or [paths] runs in kdray.toml) on storage that every node shares"
             )
         torch.set_num_threads(assignment.threads)
         registry = Registry(load_plugins(blocked=assignment.blocked, local_sources=assignment.local_sources))
