@@ -84,10 +84,10 @@ class CRD(Distiller):
         c, eps = (count / self.num_samples)[:, None], 1e-7  # M / N
         positive, negative = positive / Z, negative / Z
         log_h = (positive / (positive + c[:, 0] + eps)).log()  # equation 19
-        log_not_h = (c / (negative + c + eps)).log()
-        if valid is not None:
-            log_not_h = log_not_h.masked_fill(~valid, 0)
-        return -(log_h + log_not_h.sum(dim=1)).mean()
+        not_h = c / (negative + c + eps)
+        if valid is not None:  # before the logarithm: in a row without negatives it is log 0, whose gradient is NaN
+            not_h = not_h.masked_fill(~valid, 1)
+        return -(log_h + not_h.log().sum(dim=1)).mean()
 
     @torch.no_grad()
     def constant(self, name, positive, negative, valid, count, step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,10 @@ class Data:
     """What is done to pictures at evaluation."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def fingerprint(self) -> str:
+        """Of training and test pictures, whatever part of them is used."""
+        return hashlib.sha256((self.train.source.fingerprint() + self.test.source.fingerprint()).encode()).hexdigest()
 
     @property
     def num_classes(self) -> int:

@@ -82,13 +82,10 @@ def _gather(mine: Tensor) -> Tensor:
 
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
     """Replace every batch norm of `module` by one over the global batch; parameters, buffers and names stay."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    cls = nn.SyncBatchNorm if device.type == "cuda" else GlobalBatchNorm
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            twin = GlobalBatchNorm(
-                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
-            )
+            twin = cls(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
             twin.train(child.training)
             twin._parameters, twin._buffers = child._parameters, child._buffers
             twin._forward_hooks, twin._forward_pre_hooks = child._forward_hooks, child._forward_pre_hooks

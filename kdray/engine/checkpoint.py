@@ -36,8 +36,13 @@ class Counters:
     seconds: float = 0.0
 
 
-def save(folder: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]], optimizer: dict, keep: int) -> Path:
-    """Write checkpoint `step-…` into `folder`, then remove all but the newest `keep`."""
+BEST = "best.safetensors"
+
+
+def save(run: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]], optimizer: dict, keep: int) -> Path:
+    """Write checkpoint `step-…` into the run folder, then remove all but the newest `keep`. The best student so far
+    goes with it: a resumed run may find another one."""
+    folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{counters.step:09d}"
     part = folder / f".writing-{final.name}"
@@ -47,6 +52,8 @@ def save(folder: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]]
         for name, state in tensors.items():
             write_safetensors(state, part / f"{name}.safetensors")
         torch.save(optimizer, part / "optimizer.pt")
+        if (run / BEST).exists():
+            shutil.copyfile(run / BEST, part / BEST)
         (part / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(counters)}))
         for file in part.iterdir():
             _flush(file)
@@ -61,6 +68,14 @@ def save(folder: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]]
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def restore_best(path: Path, run: Path) -> None:
+    """Put the best student as of a checkpoint back into the run folder."""
+    if (path / BEST).exists():
+        part = run / f".writing-{BEST}"
+        shutil.copyfile(path / BEST, part)
+        os.replace(part, run / BEST)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -37,6 +37,12 @@ class Context:
             dist.all_reduce(x)
         return x
 
+    def broadcast(self, x: Tensor) -> Tensor:
+        """The first worker's values, in place."""
+        if self.world_size > 1:
+            dist.broadcast(x, 0)
+        return x
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
@@ -61,7 +67,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may have given it to others too
         dist.all_reduce(gradient)
         return gradient[ctx.mine], None, None
 

@@ -30,6 +30,7 @@ def evaluate(network: Callable[[Tensor], Tensor], split: Split, feed: Feed, cont
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = best == target[:, None]
         loss = F.cross_entropy(logits, target, reduction="sum")
-        totals += torch.stack([hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(chosen))]).to(totals)
+        totals[:3] += torch.stack([hits[:, 0].sum(), hits.sum(), loss])
+        totals[3] += len(chosen)
     top1, top5, loss, samples = context.sum(totals).tolist()
     return {"top1": top1 / samples, "top5": top5 / samples, "loss": loss / samples, "samples": int(samples)}

@@ -10,6 +10,7 @@ for each epoch
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config.load import digest
 from ..config.schema import Config
+from ..data.build import Data
 from ..data.feed import Feed
 from ..data.views import batches, share
 from ..distiller import Batch, Outputs, Step
-from ..errors import ConfigError, PluginError, RunFailed
+from ..errors import ConfigError, MismatchError, PluginError, RunFailed
 from ..registry import Registry
 from . import checkpoint
 from .batchnorm import synchronise
@@ -47,6 +49,8 @@ class Job:
     folder: Path
     data_root: Path
     teacher_checkpoint: str | None = None
+    data: str = ""
+    """Fingerprint of the data, where it is known: another node may hold others under the same path."""
 
 
 class Log(Protocol):
@@ -64,6 +68,8 @@ class Log(Protocol):
 def train(job: Job, registry: Registry, context: Context, log: Log) -> None:
     """Train to the end of the schedule. Every worker calls it; `log` is used by the first alone."""
     parts = build(job.config, registry, job.data_root, job.teacher_checkpoint, context.device)
+    if job.data:
+        check_same_data(parts.data, job.data)
     Training(job, parts, registry, context, log).run()
 
 
@@ -71,6 +77,7 @@ class Training:
     def __init__(self, job: Job, parts: Parts, registry: Registry, context: Context, log: Log):
         self.config, self.folder, self.parts, self.context, self.log = job.config, job.folder, parts, context, log
         config, device = job.config, context.device
+        check_last_batch(config, len(parts.data.train), context.world_size)
         objective = parts.objective
         if context.world_size > 1 and config.engine.batch_norm == "global":
             synchronise(objective, device)
@@ -92,6 +99,8 @@ class Training:
     def _resume(self) -> None:
         found = checkpoint.checkpoints(self.folder / "checkpoints")
         if found:
+            if self.context.is_first:
+                checkpoint.restore_best(found[-1], self.folder)
             self.counters, tensors, optimizer = checkpoint.load(found[-1], self.counters.digest)
             self.network.load_state_dict(tensors["student"])
             self.objective.load_state_of_distillers(tensors.get("distillers", {}))
@@ -126,6 +135,7 @@ class Training:
         while self.counters.epoch < epochs:
             self._epoch()
         if self.context.is_first:
+            self.log.guard()
             checkpoint.replace_safetensors(self.student_state(), self.folder / "student.safetensors")
         self.context.barrier()
 
@@ -165,6 +175,7 @@ class Training:
                 self._log_step(terms, len(mine[number]))
             if self._checkpoint_is_due() and counters.batch < len(order) and self._at_update(number, len(order)):
                 counters.sums = sums.shared()
+                self._check_finite(counters.sums)
                 self._checkpoint()
         train_terms = sums.means()
         seconds = time.monotonic() - began
@@ -233,13 +244,10 @@ class Training:
 
     def _finish_epoch(self, terms: dict[str, float], rate: float) -> None:
         counters, data = self.counters, self.parts.data
-        bad = [name for name, value in terms.items() if value != value or abs(value) == float("inf")]
-        if bad:
-            raise RunFailed(
-                f"{', '.join(bad)} became {'infinite or ' if len(bad) > 1 else ''}not a number in epoch "
-                f"{counters.epoch}: lower optimizer.lr, "
-                "set engine.clip_norm, or use engine.precision fp32. The last checkpoint is from before."
-            )
+        self._check_finite(terms)
+        if self.config.engine.batch_norm == "local":  # one network is evaluated and exported: the first worker's
+            for x in (*self.network.buffers(), *(self.ema.state.values() if self.ema else ())):
+                self.context.broadcast(x)
         results = {
             name: self._evaluate(self._student, name, "evaluating")
             for name in ("validation", "test")
@@ -255,7 +263,8 @@ class Training:
                 "top1": top1,
             }
             if self.context.is_first:
-                checkpoint.replace_safetensors(self.student_state(), self.folder / "best.safetensors")
+                self.log.guard()
+                checkpoint.replace_safetensors(self.student_state(), self.folder / checkpoint.BEST)
         lr = self.optimizer.param_groups[0]["lr"]
         self._row(
             {
@@ -273,6 +282,15 @@ class Training:
         last = counters.epoch == self.config.schedule.epochs
         if last or counters.epoch % self.config.checkpoint.every_epochs == 0:
             self._checkpoint()
+
+    def _check_finite(self, terms: dict[str, float]) -> None:
+        """Raises RunFailed before a network that is lost replaces a good checkpoint."""
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        if bad:
+            raise RunFailed(
+                f"{', '.join(bad)} is not a finite number any more in epoch {self.counters.epoch}: lower optimizer.lr, "
+                "set engine.clip_norm, or use engine.precision fp32. The last checkpoint is from before."
+            )
 
     def _student(self, pictures: Tensor) -> Tensor:
         precision = self.parts.precision
@@ -304,7 +322,7 @@ class Training:
             if self.ema:
                 tensors["ema"] = self.ema.state
             path = checkpoint.save(
-                self.folder / "checkpoints",
+                self.folder,
                 self.counters,
                 tensors,
                 self.optimizer.state_dict(),
@@ -320,9 +338,7 @@ class Training:
             return
         for label, distiller in self.objective.by_label():
             for name, buffer in distiller.named_buffers():
-                bits = buffer.detach().flatten().contiguous().view(torch.uint8).to(torch.int64)
-                weight = torch.arange(1, bits.numel() + 1, device=bits.device) % 65521
-                mine = (bits * weight).sum().view(1)
+                mine = _checksum(buffer).view(1)
                 if len(self.context.gather(mine, [1] * self.context.world_size).unique()) > 1:
                     raise PluginError(
                         f"loss '{label}' ({type(distiller).__name__}): its buffer {name} differs between workers. "
@@ -348,3 +364,32 @@ class Training:
     def _say(self, **now) -> None:
         if self.context.is_first:
             self.log.progress(epochs=self.config.schedule.epochs, **now)
+
+
+def _checksum(x: Tensor) -> Tensor:
+    """A number that follows from the bits of x and their places; taken in pieces, since a bank may be large."""
+    total = torch.zeros((), dtype=torch.int64, device=x.device)
+    for number, piece in enumerate(x.detach().flatten().contiguous().view(torch.uint8).split(1 << 22)):
+        weight = torch.arange(1, len(piece) + 1, device=x.device) % 65521 + number
+        total += (piece * weight).sum()
+    return total
+
+
+def check_same_data(data: Data, expected: str) -> None:
+    """Raises MismatchError when these are not the pictures that the run began with."""
+    if data.fingerprint() != expected:
+        raise MismatchError(
+            f"the data set {data.name} is not the one that this run began with (fingerprint {data.fingerprint()[:12]}, "
+            f"then {expected[:12]}): give it the same files (data.path), or start a new run"
+        )
+
+
+def check_last_batch(config: Config, samples: int, workers: int) -> None:
+    """Raises ConfigError when the rest of an epoch would leave a worker without a sample."""
+    rest = samples % config.data.batch_size
+    if config.data.last_batch == "keep" and 0 < rest < workers:
+        raise ConfigError(
+            f"{samples} training samples in batches of {config.data.batch_size} leave {rest} in an epoch's last batch, "
+            f"fewer than the {workers} workers: use data.last_batch=drop, another data.batch_size, "
+            f"or --num-workers {rest}"
+        )

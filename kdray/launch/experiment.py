@@ -7,6 +7,7 @@ Each step looks at what is there already, so that the same call starts, goes on 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ import torch
 from ..config.load import digest, load_config, to_yaml
 from ..config.project import Project
 from ..config.schema import Config, LossConfig
+from ..data.build import load_data
 from ..engine.build import Parts, build
 from ..engine.context import Context
-from ..engine.train import Job
+from ..engine.train import Job, check_last_batch, check_same_data
 from ..errors import ConfigError, MismatchError
 from ..registry import Registry
 from ..run.console import Console
@@ -29,7 +31,7 @@ from ..run.summary import summarise
 from ..run.watch import Watch
 from .ray_train import run_on_ray
 from .session import RaySession, share_out
-from .worker import Assignment, train_here
+from .worker import Assignment, disk_is_full, train_here
 
 
 @dataclass
@@ -66,6 +68,7 @@ class Experiment:
             raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
         for line in check_same_plugins(run, self.registry):
             self.console.say(line)
+        check_same_data(self.check(config).data, run.data)
         with self._session(config), self._interruptible(run.path):
             return self._advance(run, config)
 
@@ -78,7 +81,7 @@ class Experiment:
             check_batch(self._recipe(config))
         checkpoint = config.teacher.checkpoint if config.teacher else None
         parts = build(config, self.registry, self.project.data, checkpoint, torch.device("cpu"))
-        check_last_batch(config, len(parts.data.train))
+        check_last_batch(config, len(parts.data.train), config.scale.num_workers)
         return parts
 
     # -- one run -----------------------------------------------------------------------------------------------------
@@ -87,21 +90,24 @@ class Experiment:
         path = self._path(config, name)
         parts = self.check(config)
         needed = _checkpoint_bytes(parts) * (config.checkpoint.keep + 1)
+        data = parts.data.fingerprint()
         del parts
         run = RunFolder.create(
             path,
             config_text=to_yaml(config),
             command=self.command,
             plugins=self.registry.fingerprint(),
+            data=data,
             needed_bytes=needed,
         )
         return self._advance(run, config)
 
     def _advance(self, run: RunFolder, config: Config) -> RunFolder:
-        self._tell("kdray_run_started", run, config)
         try:
+            run.set_status("running")
+            self._tell("kdray_run_started", run, config)
             teacher = self._teacher(run, config)
-            alone = self._alone(config) if config.baseline else None
+            alone = self._alone(run, config) if config.baseline else None
             self._train(run, config, teacher)
             summary = summarise(run, config, teacher_run=_run_of(teacher), alone=alone)
             run.set_status("finished")
@@ -110,6 +116,8 @@ class Experiment:
             with contextlib.suppress(OSError):  # a full disk must not hide the error itself
                 run.set_status(state, error=str(error) or type(error).__name__)
             self._tell("kdray_run_failed", run, config, error=error)
+            if full := disk_is_full(error, run.path):
+                raise full from error
             raise
         self._tell("kdray_run_finished", run, config, summary=summary)
         return run
@@ -128,7 +136,7 @@ class Experiment:
         remembered = read_json(run.path / "teacher.json")
         if remembered:
             return remembered["checkpoint"]
-        trained = self._once(self._recipe(config), config, "training the teacher")
+        trained = self._once(self._recipe(config), run, config, "training the teacher")
         checkpoint = str(trained.path / "student.safetensors")
         write_json(run.path / "teacher.json", {"run": trained.name, "checkpoint": checkpoint})
         return checkpoint
@@ -146,33 +154,36 @@ class Experiment:
                 )
         return recipe.model_copy(update={"scale": config.scale})
 
-    def _alone(self, config: Config) -> RunFolder:
+    def _alone(self, run: RunFolder, config: Config) -> RunFolder:
         ce = config.losses.get("ce", LossConfig()).model_copy(update={"weight": 1.0})
         recipe = config.model_copy(
             update={"name": f"{config.name}-alone", "losses": {"ce": ce}, "teacher": None, "baseline": False}
         )
-        return self._once(recipe, config, "training the student alone")
+        return self._once(recipe, run, config, "training the student alone")
 
-    def _once(self, recipe: Config, asked_by: Config, why: str) -> RunFolder:
+    def _once(self, recipe: Config, asker: RunFolder, asked_by: Config, why: str) -> RunFolder:
         """The run of `recipe`, on the workers and in the folders of the config that asks for it; trained only if it
-        has not been."""
+        has not been, by this recipe on these pictures."""
         data = recipe.data
         if data.path is None and asked_by.data.name == data.name:
             data = data.model_copy(update={"path": asked_by.data.path})
         folders = asked_by.run.model_copy(update={"name": None})
         recipe = recipe.model_copy(update={"data": data, "scale": asked_by.scale, "run": folders})
-        name = f"{recipe.name}-{digest(recipe)[:8]}"
+        same = (data.name, data.path, data.options) == (asked_by.data.name, asked_by.data.path, asked_by.data.options)
+        pictures = asker.data if same else load_data(data, recipe.seed, self.registry, self.project.data).fingerprint()
+        name = f"{recipe.name}-{hashlib.sha256((digest(recipe) + pictures).encode()).hexdigest()[:8]}"
         run = RunFolder(self._path(recipe, name))
         if run.finished:
             self.console.say(f"{why}: done already, {run.path}")
             return run
+        if run.is_alive:
+            raise ConfigError(f"{why}: {run.path} is trained just now by process {run.status['pid']}; wait for it")
         self.console.say(f"{why}: {name}")
         return self._advance(run, recipe) if run.path.exists() else self._start(recipe, name)
 
     def _train(self, run: RunFolder, config: Config, teacher: str | None) -> None:
-        run.set_status("running")
         shutil.rmtree(run.path / "failures", ignore_errors=True)
-        job = Job(config, run.path, self.project.data, teacher)
+        job = Job(config, run.path, self.project.data, teacher, run.data)
 
         def on_row(row: dict) -> None:
             screen.row(row)
@@ -232,17 +243,6 @@ def check_batch(config: Config) -> None:
         raise ConfigError(
             f"data.batch_size is the global batch: {size} pictures cannot be split evenly over {workers} workers. "
             f"Nearest that can: data.batch_size={near}; or --num-workers {fits}"
-        )
-
-
-def check_last_batch(config: Config, samples: int) -> None:
-    """Raises ConfigError when the rest of an epoch would leave a worker without a sample."""
-    rest = samples % config.data.batch_size
-    if config.data.last_batch == "keep" and 0 < rest < config.scale.num_workers:
-        raise ConfigError(
-            f"{samples} training samples in batches of {config.data.batch_size} leave {rest} in an epoch's last batch, "
-            f"fewer than the {config.scale.num_workers} workers: use data.last_batch=drop, another data.batch_size, "
-            f"or --num-workers {rest}"
         )
 
 

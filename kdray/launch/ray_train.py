@@ -94,7 +94,7 @@ def run_on_ray(
     thread = threading.Thread(target=fit, name="kdray-fit", daemon=True)
     thread.start()
     try:
-        while thread.is_alive():
+        while thread.is_alive() and not _overdue(folder):
             thread.join(0.2)
     finally:
         _sweep(before)
@@ -106,6 +106,13 @@ def run_on_ray(
             raise cause
     if outcome[0] is not None:
         raise RunFailed(_lost(outcome[0], failures(folder), max_failures)) from outcome[0]
+
+
+def _overdue(folder: Path, patience: float = 15.0) -> bool:
+    """Whether a final failure has been there for a while and the workers have not ended: one may wait for a lost peer
+    inside a GPU kernel. Taking their placement group away ends them."""
+    files = (folder / "failures").glob("rank-*.json")
+    return bool(final_failure(folder)) and time.time() - min(file.stat().st_mtime for file in files) > patience
 
 
 def _lost(error: BaseException, echoes: list[dict], max_failures: int) -> str:

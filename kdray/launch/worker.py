@@ -4,7 +4,6 @@ written down."""
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import socket
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from ..engine.train import Job
 from ..errors import ConfigError, KdrayError, MismatchError, PluginError, RunFailed
+from ..run.folder import read_json, write_json
 
 # What a worker reports when another one is gone. It is not the cause, and the group may try again.
 PEER_LOST = re.compile(
@@ -41,7 +41,6 @@ def work(assignment: Assignment, context) -> None:
     from ..engine.train import train
     from ..loader import load_plugins
     from ..registry import Registry, check_fingerprint
-    from ..run.folder import write_json
     from ..run.metrics import FileLog
 
     folder = assignment.job.folder
@@ -59,9 +58,10 @@ def work(assignment: Assignment, context) -> None:
         write_json(folder / f"worker-{context.rank}.json", {"host": socket.gethostname(), "pid": os.getpid()})
         train(assignment.job, registry, context, FileLog(folder, assignment.token))
     except Exception as error:
+        error = disk_is_full(error, folder) or error
         if _token(folder) == assignment.token:  # else the folder is not ours: another node's disk, or a resumed run's
             write_failure(folder, context.rank, error)
-        raise
+        raise error
 
 
 def _token(folder: Path) -> str | None:
@@ -82,16 +82,23 @@ def train_here(job: Job, registry, context, log) -> None:
         raise
     except Exception as error:
         write_failure(job.folder, context.rank, error)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise RunFailed(
-                f"the run folder {job.folder} cannot be written any more: {error.strerror}. "
-                "`kdray resume` goes on when it can"
-            ) from error
+        if full := disk_is_full(error, job.folder):
+            raise full from error
         raise RunFailed(f"the training failed:\n{tail(''.join(traceback.format_exception(error)))}") from error
 
 
+def disk_is_full(error: BaseException, folder: Path) -> RunFailed | None:
+    """What to tell of an OSError that means that nothing can be written any more."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return RunFailed(
+            f"the run folder {folder} cannot be written any more: {error.strerror}. `kdray resume` goes on when it can"
+        )
+    return None
+
+
 def write_failure(folder: Path, rank: int, error: Exception) -> None:
-    final = isinstance(error, KdrayError) or not (isinstance(error, OSError) or PEER_LOST.search(str(error)))
+    lost = isinstance(error, ConnectionError | TimeoutError) or PEER_LOST.search(str(error))
+    final = isinstance(error, KdrayError) or not lost
     lines = traceback.format_exception(error)
     try:
         (folder / "failures").mkdir(exist_ok=True)
@@ -102,14 +109,14 @@ def write_failure(folder: Path, rank: int, error: Exception) -> None:
             "final": final,
             "traceback": "".join(lines),
         }
-        (folder / "failures" / f"rank-{rank}.json").write_text(json.dumps(entry))
+        write_json(folder / "failures" / f"rank-{rank}.json", entry)
     except OSError:
         pass  # the error itself is raised; there is nowhere left to write
 
 
 def failures(folder: Path) -> list[dict]:
-    found = [json.loads(file.read_text()) for file in sorted((folder / "failures").glob("rank-*.json"))]
-    return sorted(found, key=lambda entry: not entry["final"])  # causes first, echoes after
+    found = [read_json(file) for file in sorted((folder / "failures").glob("rank-*.json"))]
+    return sorted(filter(None, found), key=lambda entry: not entry["final"])  # causes first, echoes after
 
 
 def final_failure(folder: Path) -> dict | None:

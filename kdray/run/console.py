@@ -80,13 +80,13 @@ class Screen:
                 self.console.say(epoch_line(row, self.epochs))
         if row["kind"] in ("step", "epoch") and not self.warned:
             with self._curves():
-                self._tensorboard().row(row)
+                self._tensorboard(row["step"]).row(row)
 
-    def _tensorboard(self):
+    def _tensorboard(self, step: int):
         if self.trackers is None:
             from .tensorboard import TensorBoard
 
-            self.trackers = TensorBoard(self.run.path / "tensorboard")
+            self.trackers = TensorBoard(self.run.path / "tensorboard", purge=step)
         return self.trackers
 
     @contextlib.contextmanager

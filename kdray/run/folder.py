@@ -3,6 +3,7 @@
 config.yaml        the resolved config, valid as input         metrics.jsonl    what happened, a JSON object a line
 command.txt        the command that started it                 tensorboard/     the same as curves
 environment.json   versions, plugins, hardware                 checkpoints/     for resuming
+data.json          fingerprint of the data
 status.json        running, finished or failed                 student.safetensors, best.safetensors
 summary.json       the results                                 MODEL_CARD.md
 """
@@ -32,7 +33,7 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: Path, *, config_text: str, command: str, plugins: list[dict], needed_bytes: int = 0
+        cls, path: Path, *, config_text: str, command: str, plugins: list[dict], data: str, needed_bytes: int = 0
     ) -> RunFolder:
         """Raises ConfigError, and leaves nothing behind, when the name is taken or the folder cannot hold the run."""
         refuse_taken(path)
@@ -46,6 +47,7 @@ class RunFolder:
             (path / "config.yaml").write_text(config_text)
             (path / "command.txt").write_text(command + "\n")
             (path / "environment.json").write_text(json.dumps(environment(plugins), indent=2) + "\n")
+            write_json(path / "data.json", {"fingerprint": data})
             run.set_status("created")
         except OSError as error:
             for folder in missing:  # the innermost first
@@ -73,6 +75,11 @@ class RunFolder:
         return self.status["state"] == "finished"
 
     @property
+    def data(self) -> str:
+        """Fingerprint of the data that the run began with."""
+        return (read_json(self.path / "data.json") or {}).get("fingerprint", "")
+
+    @property
     def is_alive(self) -> bool:
         """Whether the process that drives the run lives on this machine."""
         status = self.status
@@ -85,6 +92,13 @@ class RunFolder:
         except PermissionError:
             pass  # somebody else's, and alive
         return True
+
+    @property
+    def state(self) -> str:
+        """That of status.json; "died" where it says running and its process on this machine is gone."""
+        status = self.status
+        here = status["state"] == "running" and status["host"] == socket.gethostname() and status["pid"] != os.getpid()
+        return "died" if here and not self.is_alive else status["state"]
 
     @property
     def summary(self) -> dict | None:
@@ -126,7 +140,7 @@ def list_runs(folder: Path) -> list[dict]:
                 {
                     "name": run.name,
                     "path": str(path.resolve()),
-                    "state": run.status["state"],
+                    "state": run.state,
                     "started": (path / "command.txt").stat().st_mtime,
                     "last": (summary.get("last") or {}).get("top1"),
                     "best": (summary.get("best") or {}).get("top1"),

@@ -29,12 +29,16 @@ class FileLog:
             raise RunFailed("this run was resumed by another process; this one stops")
 
     def row(self, row: dict) -> None:
+        self.guard()
         with open(self.file, "a") as handle:
             handle.write(json.dumps(row) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Forget what happened after `step`: it will happen again."""
+        """Forget what happened after `step`: it will happen again. A row of kind "resumed" marks the place."""
+        if not self.file.exists():
+            return
         rows = [row for row in read_rows(self.file) if row["step"] <= step]
+        rows.append({"kind": "resumed", "step": max(step, 0)})
         part = self.file.with_name(".writing-metrics.jsonl")
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(part, self.file)

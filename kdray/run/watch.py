@@ -45,10 +45,19 @@ class Watch:
             return 0, 0
         return stat.st_ino, stat.st_size
 
+    def _after_mark(self) -> int:
+        """The place behind the last row of kind "resumed"; 0 where there is none."""
+        place, found = 0, 0
+        for line in self.file.read_bytes().splitlines(keepends=True):
+            place += len(line)
+            if line.endswith(b"\n") and json.loads(line)["kind"] == "resumed":
+                found = place
+        return found
+
     def _look(self) -> None:
         inode, size = self._size()
-        if inode != self.inode:  # rewound: the file was written anew, with what stays of the old one in front
-            self.inode, self.place = inode, min(self.place, size)
+        if inode != self.inode:  # rewound: the file was written anew, and what is new follows the last mark
+            self.inode, self.place = inode, self._after_mark()
         if size > self.place:
             with open(self.file, "rb") as handle:
                 handle.seek(self.place)

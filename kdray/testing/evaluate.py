@@ -72,7 +72,7 @@ def evaluate(
         teacher_head=teacher_head,
     )
     torch.manual_seed(seed)
-    distiller = spec.cls(spec.cls.Options.model_validate(dict(options or {})), setup).to(example.dtype)
+    distiller = spec.cls(spec.cls.Options.model_validate(dict(options or {})), setup).to(example.device, example.dtype)
     if state:
         unknown = sorted(set(state) - set(distiller.state_dict()))
         if unknown:

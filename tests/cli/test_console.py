@@ -12,7 +12,7 @@ TERMS = {"ce": 0.5123, "kd": 9.5031, "crd": 12.0049}
 def row(epoch: int, **more) -> dict:
     best = {"top1": 0.88, "epoch": 9}
     scores = {"terms": TERMS, "loss": 14.0624, "test": {"top1": 0.8712}, "best": best, "pictures_per_second": 12345.6}
-    return {"kind": "epoch", "epoch": epoch, **scores, **more}
+    return {"kind": "epoch", "step": epoch, "epoch": epoch, **scores, **more}
 
 
 def test_the_line_of_an_epoch():
@@ -25,7 +25,7 @@ def test_the_line_of_an_epoch():
 
 @pytest.mark.parametrize(("epochs", "lines"), [(1, 1), (30, 30), (31, 17), (60, 31), (240, 31)])
 def test_long_runs_have_fewer_lines(capfd, monkeypatch, tmp_path, epochs, lines):
-    monkeypatch.setattr(Screen, "_tensorboard", lambda self: SimpleNamespace(row=lambda row: None))
+    monkeypatch.setattr(Screen, "_tensorboard", lambda self, step: SimpleNamespace(row=lambda row: None))
     config = SimpleNamespace(schedule=SimpleNamespace(epochs=epochs))
     screen = Screen(Console(), SimpleNamespace(path=tmp_path), config)
     for epoch in range(1, epochs + 1):

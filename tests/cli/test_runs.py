@@ -88,7 +88,10 @@ def test_too_little_space_for_the_checkpoints(desk, monkeypatch):
 def test_a_loss_that_is_no_number_any_more(desk):
     result = desk("train", desk.config(optimizer={"lr": 1e38}, schedule={"epochs": 3}))
     assert result.code == 1
-    assert "ce became not a number in epoch 1: lower optimizer.lr" in result.err and "Traceback" not in result.err
+    assert (
+        "ce is not a finite number any more in epoch 1: lower optimizer.lr" in result.err
+        and "Traceback" not in result.err
+    )
     assert json.loads(desk.path.joinpath("runs/small/status.json").read_text())["state"] == "failed"
 
 
