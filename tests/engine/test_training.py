@@ -157,3 +157,61 @@ def test_the_run_folder_is_complete(lab):
     assert {"kdray", "torch", "ray"} <= json.loads((run.path / "environment.json").read_text())["packages"].keys()
     assert {row["kind"] for row in run.rows()} == {"step", "epoch", "checkpoint"}
     assert not list(run.path.glob(".writing*"))
+
+
+def pictures(folder, hue):
+    """A folder of pictures in two classes, of a hue."""
+    from PIL import Image
+
+    for split, count in (("train", 12), ("test", 4)):
+        for c in (0, 1):
+            place = folder / split / str(c)
+            place.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (hue, 20 * i, 255 * c)).save(place / f"{i}.png")
+
+
+def test_a_teacher_trained_on_other_pictures_is_not_reused(lab):
+    common = dict(
+        student={"model": "convnet", "widths": [4]},
+        optimizer={"lr": 0.05},
+        schedule={"epochs": 1},
+        scale={"num_workers": 0},
+    )
+    data = {"name": "folder", "batch_size": 8, "normalize": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (lab.path / "teacher.yaml").write_text(json.dumps({"name": "t", "data": data, "losses": {"ce": {}}, **common}))
+    teacher = {"model": "convnet", "widths": [4], "train": "teacher.yaml"}
+    main = {
+        "name": "main",
+        "data": data,
+        "teacher": teacher,
+        "losses": {"ce": {}, "kd": {}},
+        "baseline": True,
+        **common,
+    }
+    (lab.path / "main.yaml").write_text(json.dumps(main))
+    from kdray.config.load import load_config
+    from kdray.config.project import find_project
+    from kdray.launch.experiment import Experiment
+    from kdray.registry import Registry
+    from kdray.run.console import Console
+
+    experiment = Experiment(Registry.default(), find_project(lab.path), Console(), "")
+    used = []
+    for name, hue in (("red", 250), ("again", 250), ("dark", 10)):
+        place = lab.path / ("red" if name == "again" else name)
+        if not place.exists():
+            pictures(place, hue)
+        overrides = [f"data.path={place}", f"run.name={name}"]
+        run = experiment.start(load_config(lab.path / "main.yaml", overrides, registry=Registry.default()).config)
+        used.append((run.summary["teacher"]["run"], run.summary["alone"]["name"]))
+    assert used[0] == used[1]
+    assert used[0][0] != used[2][0] and used[0][1] != used[2][1]
+    # Nor does a run go on with pictures that have changed.
+    run = experiment.project.runs / "dark"
+    from kdray.run.folder import RunFolder
+
+    RunFolder(run).set_status("interrupted")
+    (lab.path / "dark" / "train" / "0" / "0.png").unlink()
+    with pytest.raises(MismatchError, match="not the one that this run began with"):
+        experiment.resume(RunFolder(run))

@@ -171,3 +171,21 @@ def test_relax_and_exact_differ_only_in_the_positive():
     relax = crd({"kind": "bank", "count": 10, "mode": "relax"})
     assert exact.loss != relax.loss
     assert BankOptions().mode == "exact"
+
+
+@pytest.mark.parametrize("objective", ["nce", "infonce"])
+def test_a_row_without_negatives_has_finite_gradients(objective):
+    """The last batch of an epoch may hold one sample, or one class."""
+    for rows in (1, 3):
+        found = evaluate(
+            "crd",
+            {"dim": DIM, "negatives": {"kind": "batch"}, "objective": objective},
+            student={"embedding": STUDENT[:rows]},
+            teacher={"embedding": TEACHER[:rows]},
+            targets=torch.ones(rows, dtype=torch.long),
+            num_samples=N,
+            num_classes=C,
+            labels=LABELS,
+        )
+        assert found.loss.isfinite()
+        assert found.gradients and all(g.isfinite().all() for g in found.gradients.values())
