@@ -28,7 +28,7 @@ from kdray.engine.context import Context
 from kdray.engine.train import Job, Training
 from kdray.registry import Registry
 
-N, CLASSES, BATCH = 640, 100, 64
+N, CLASSES, BATCH = 1280, 100, 64
 
 
 class Silent:

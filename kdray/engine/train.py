@@ -31,10 +31,11 @@ from ..distiller import Batch, Outputs, Step
 from ..errors import ConfigError, MismatchError, PluginError, RunFailed
 from ..registry import Registry
 from . import checkpoint
+from .allocator import keep_freed_memory
 from .batchnorm import synchronise
 from .build import Parts, build
 from .checkpoint import Counters
-from .context import Context, stream
+from .context import Context, reseed, stream
 from .ema import EMA
 from .evaluate import evaluate
 from .schedule import loss_weight, lr_factor
@@ -77,6 +78,8 @@ class Training:
     def __init__(self, job: Job, parts: Parts, registry: Registry, context: Context, log: Log):
         self.config, self.folder, self.parts, self.context, self.log = job.config, job.folder, parts, context, log
         config, device = job.config, context.device
+        if device.type == "cpu":
+            keep_freed_memory()
         check_last_batch(config, len(parts.data.train), context.world_size)
         objective = parts.objective
         if context.world_size > 1 and config.engine.batch_norm == "global":
@@ -203,7 +206,7 @@ class Training:
             world_size=context.world_size,
             _gather=lambda x, differentiable: context.gather(x, counts, differentiable),
         )
-        torch.manual_seed(stream(config.seed, "dropout", step, context.rank))
+        reseed(stream(config.seed, "dropout", step, context.rank), context.device)
         update = self._at_update(number, total)
         quiet = nullcontext() if update or context.world_size == 1 else self.wrapped.no_sync()
         with quiet:
