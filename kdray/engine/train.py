@@ -155,7 +155,8 @@ class Training:
                 "a wrong normalisation (teacher.normalize), or other data than it was trained on"
             )
         self.counters.teacher = result
-        self._row({"kind": "teacher", **result})
+        parameters = sum(p.numel() for p in teacher.parameters())
+        self._row({"kind": "teacher", **result, "parameters": parameters})
 
     def _epoch(self) -> None:
         counters, config, context = self.counters, self.config, self.context

@@ -33,7 +33,7 @@ def summarise(run: RunFolder, config: Config, teacher_run: RunFolder | None, alo
         summary["teacher"] = {
             "model": config.teacher.model,
             "run": teacher_run.name if teacher_run else None,
-            "parameters": _parameters(teacher_run) if teacher_run else None,
+            "parameters": teacher["parameters"],
             **_scores(teacher),
         }
     if alone:
@@ -71,7 +71,7 @@ def table(summary: dict) -> Table:
 
     found = Table(title=summary["name"], title_justify="left")
     found.add_column("")
-    found.add_column("network")
+    found.add_column("network", overflow="fold")
     for head in ("parameters", "last epoch", "best epoch"):
         found.add_column(head, justify="right")
 
