@@ -110,30 +110,30 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(here, teacher_weights, 
     same(run, unbroken)
 
 
-def test_a_killed_driver_is_resumed_and_nothing_is_lost(here, teacher_weights, unbroken):
-    run = RunFolder(here.path / "runs" / "driver-killed")
-    process = kdray("train", config(here, "driver-killed", teacher_weights))
+def interrupted_and_resumed(here, teacher_weights, name, *flags):
+    """A run whose driver is killed inside an epoch, and which `kdray resume` takes to its end: the run, and what that
+    printed."""
+    run = RunFolder(here.path / "runs" / name)
+    process = kdray("train", config(here, name, teacher_weights))
     wait_for(run, process, 15)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert run.status["state"] == "running" and not run.finished
-    again = kdray("resume", "driver-killed")
+    assert run.status["state"] == "running" and run.state == "died"
+    again = kdray("resume", name, *flags)
     output = again.communicate(timeout=200)[0]
     assert again.returncode == 0, output
+    return run, output
+
+
+def test_a_killed_driver_is_resumed_and_nothing_is_lost(here, teacher_weights, unbroken):
+    run, output = interrupted_and_resumed(here, teacher_weights, "driver-killed")
     assert "distilled student" in output
     same(run, unbroken)
 
 
-def test_a_run_of_two_workers_goes_on_with_one(here, teacher_weights, unbroken):
+def test_a_run_of_two_workers_goes_on_in_one_process(here, teacher_weights, unbroken):
     """Not bit for bit, since sums are rounded in another order, but to rounding."""
-    run = RunFolder(here.path / "runs" / "fewer-workers")
-    process = kdray("train", config(here, "fewer-workers", teacher_weights))
-    wait_for(run, process, 15)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    again = kdray("resume", "fewer-workers", "--num-workers", 0)
-    output = again.communicate(timeout=200)[0]
-    assert again.returncode == 0, output
+    run, _ = interrupted_and_resumed(here, teacher_weights, "fewer-workers", "--num-workers", 0)
     a, b = load_file(run.path / "student.safetensors"), load_file(unbroken.path / "student.safetensors")
     for name in a:
         if a[name].is_floating_point():
