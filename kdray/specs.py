@@ -63,8 +63,6 @@ class DatasetSpec:
     mean: tuple[float, ...] | None = None
     """Channel means of pictures scaled to 0..1; None when the user or the training set must tell."""
     std: tuple[float, ...] | None = None
-    location: str = ""
-    """What stands under `data.path`, in words, for the error when it is missing."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ def kdray_datasets():
             summary="Scans of handwritten digits, 8×8 grey, 10 classes (scikit-learn, no download)",
         ),
         *(
-            DatasetSpec(name, _published(name), summary=summary, mean=mean, std=std, location=where)
-            for name, (_, where, summary, mean, std) in published.TORCHVISION.items()
+            DatasetSpec(name, _published(name), summary=summary, mean=mean, std=std)
+            for name, (_, _, summary, mean, std) in published.TORCHVISION.items()
         ),
         DatasetSpec(
             "folder", folder.load, folder.FolderOptions, "Pictures in folders, train/<class>/ and test/<class>/"

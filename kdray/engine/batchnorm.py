@@ -64,7 +64,7 @@ class _Normalize(torch.autograd.Function):
             dy, x, scale, mean, var, None, None, False, ctx.eps, [True, True, True]
         )
         # The parameters' gradients stay local, as those of every other parameter: DDP averages them.
-        d_weight, d_bias = (sum_dy_n.clone(), sum_dy.clone()) if weight is not None else (None, None)
+        d_weight, d_bias = (sum_dy_n, sum_dy) if weight is not None else (None, None)
         mean_dy, mean_dy_n = (_gather(torch.cat([sum_dy, sum_dy_n])).sum(0) / total).view(2, -1)
         # What flows through the global statistics, −γ/σ · (mean dy + x̂ · mean(dy · x̂)), is affine in x̂: the forward
         # kernel with other parameters. (x̂ has no γ; the kernel's σ gives x̂, so γ/σ comes in by hand.)

@@ -58,7 +58,11 @@ def build(
     if config.student.checkpoint:
         _fill(built.model, config.student.checkpoint, "student", config.student.model, data)
     normalize = Normalize(data.mean, data.std)
-    student = _place(Tapped(built.model, built.layers, wants["student"] | {"logits"}), precision, device)
+    student = _place(
+        Tapped(built.model, built.layers, wants["student"] | {"logits"}, f"student {config.student.model}"),
+        precision,
+        device,
+    )
     student_shapes = _shapes(student, normalize, example, precision, "student", config.student.model, data)
 
     teacher, teacher_shapes, head = None, None, None
@@ -68,7 +72,11 @@ def build(
             _fill(built.model, teacher_checkpoint, "teacher", config.teacher.model, data)
         own = config.teacher.normalize
         own = Normalize(own.mean, own.std) if own else Normalize(*built.normalize) if built.normalize else normalize
-        network = _place(Tapped(built.model, built.layers, wants["teacher"] | {"logits"}), precision, device)
+        network = _place(
+            Tapped(built.model, built.layers, wants["teacher"] | {"logits"}, f"teacher {config.teacher.model}"),
+            precision,
+            device,
+        )
         teacher_shapes = _shapes(network, own, example, precision, "teacher", config.teacher.model, data)
         teacher = LiveTeacher(network, own, precision)
         head = teacher(example).head
@@ -139,15 +147,7 @@ def _place(network: Tapped, precision: Precision, device: torch.device) -> Tappe
 def _shapes(
     network: Tapped, normalize: Normalize, example, precision: Precision, side: str, name: str, data: Data
 ) -> Shapes:
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            shapes = probe(network, normalize(example, precision.dtype))
-    except RuntimeError as error:
-        size = "×".join(str(n) for n in example.shape[1:])
-        raise ConfigError(f"{side}: {name} does not accept pictures of {size}: {error}") from error
-    network.train(training)
+    shapes = probe(network, normalize(example, precision.dtype))
     if shapes.logits != (data.num_classes,):
         raise ConfigError(
             f"{side}: {name} has {shapes.logits[0] if len(shapes.logits) == 1 else shapes.logits} classes, "

@@ -39,7 +39,6 @@ def work(assignment: Assignment, context) -> None:
     import torch
 
     from ..engine.train import train
-    from ..loader import load_plugins
     from ..registry import Registry, check_fingerprint
     from ..run.metrics import FileLog
 
@@ -53,7 +52,7 @@ def work(assignment: Assignment, context) -> None:
                 "(run.dir, or [paths] runs in kdray.toml) on storage that every node shares"
             )
         torch.set_num_threads(assignment.threads)
-        registry = Registry(load_plugins(blocked=assignment.blocked, local_sources=assignment.local_sources))
+        registry = Registry.load(blocked=assignment.blocked, local_sources=assignment.local_sources)
         check_fingerprint(assignment.plugins, registry.fingerprint())
         write_json(folder / f"worker-{context.rank}.json", {"host": socket.gethostname(), "pid": os.getpid()})
         train(assignment.job, registry, context, FileLog(folder, assignment.token))

@@ -81,24 +81,18 @@ class RunFolder:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process that drives the run lives on this machine."""
-        status = self.status
-        if status["state"] != "running" or status["host"] != socket.gethostname() or status["pid"] == os.getpid():
-            return False
-        try:
-            os.kill(status["pid"], 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass  # somebody else's, and alive
-        return True
+        """Whether another process of this machine drives the run."""
+        return self._driven_here_by_another and _lives(self.status["pid"])
 
     @property
     def state(self) -> str:
         """That of status.json; "died" where it says running and its process on this machine is gone."""
+        return "died" if self._driven_here_by_another and not self.is_alive else self.status["state"]
+
+    @property
+    def _driven_here_by_another(self) -> bool:
         status = self.status
-        here = status["state"] == "running" and status["host"] == socket.gethostname() and status["pid"] != os.getpid()
-        return "died" if here and not self.is_alive else status["state"]
+        return status["state"] == "running" and status["host"] == socket.gethostname() and status["pid"] != os.getpid()
 
     @property
     def summary(self) -> dict | None:
@@ -118,6 +112,16 @@ class RunFolder:
         from .metrics import read_rows
 
         return [row for row in read_rows(self.path / "metrics.jsonl") if kind in (None, row.get("kind"))]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's, and alive
+    return True
 
 
 def refuse_taken(path: Path) -> None:
