@@ -11,7 +11,7 @@ _HOME = {
     "hooks": ["hookimpl"],
     "options": ["Options"],
     "specs": ["AugmentationSpec", "DatasetSpec", "DistillerSpec", "Layers", "ModelSpec", "OptimizerSpec"],
-    "distiller": ["Batch", "Distiller", "Outputs", "Requires", "Setup", "Shapes", "Step"],
+    "distiller": ["Batch", "Distiller", "Outputs", "Published", "Requires", "Setup", "Shapes", "Stage", "Step"],
     "negatives": ["BankOptions", "BatchOptions", "QueueOptions", "negative_pool"],
     "data.source": ["Source"],
     "data.augment": ["Augmentation"],

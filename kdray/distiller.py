@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .options import Options
 
-OUTPUTS = frozenset({"logits", "embedding", "features", "preactivations", "head"})
+OUTPUTS = frozenset({"logits", "embedding", "features", "preactivations", "last_map", "head", "pictures"})
 
 
 @dataclass(frozen=True)
 class Requires:
-    """Which outputs of each network a distiller reads: any of `OUTPUTS`. The engine taps just these."""
+    """Which outputs of each network a distiller reads: any of `OUTPUTS`. The engine taps just these.
+
+    views: further pictures of each sample, by the names of `data.extra_views`. Both networks see them too, and their
+    outputs stand in `Outputs.views`.
+    """
 
     student: frozenset[str] | set[str] = frozenset()
     teacher: frozenset[str] | set[str] = frozenset()
+    views: tuple[str, ...] = ()
 
     def __post_init__(self):
         for side in ("student", "teacher"):
@@ -34,15 +39,19 @@ class Outputs:
     """What a network says of a batch of B pictures. Only what was required is filled in; the rest is None.
 
     logits (B, num_classes) · embedding (B, D), the input of the classifier · features: maps (B, C, H, W) of the stages,
-    shallow to deep · preactivations: the same before their last activation · head: (weight (num_classes, D), bias or
-    None).
+    shallow to deep · preactivations: the same before their last activation · last_map (B, D, H, W): what is pooled to
+    the embedding (its mean over H and W is the embedding) · head: (weight (num_classes, D), bias or None) · pictures
+    (B, C, H, W): normalised, as the network got them · views: what it says of the further pictures of the samples.
     """
 
     logits: Tensor | None = None
     embedding: Tensor | None = None
     features: list[Tensor] = field(default_factory=list)
     preactivations: list[Tensor] = field(default_factory=list)
+    last_map: Tensor | None = None
     head: tuple[Tensor, Tensor | None] | None = None
+    pictures: Tensor | None = None
+    views: dict[str, Outputs] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class Shapes:
     embedding: tuple[int, ...] = ()
     features: tuple[tuple[int, ...], ...] = ()
     preactivations: tuple[tuple[int, ...], ...] = ()
+    last_map: tuple[int, ...] = ()
+    pictures: tuple[int, ...] = ()
 
 
 @dataclass
@@ -100,7 +111,8 @@ class Setup:
 
     labels (num_samples,): class of every training sample. teacher_head: the teacher's classifier, frozen, where it has
     one. `teacher` is None when the run has no teacher. `generator` gives the same numbers on every worker: use it to
-    fill buffers.
+    fill buffers. batch_size: of the global batch; an epoch's last one may be smaller. `new_student()` makes another
+    network like the student, with weights of its own, that maps normalised pictures to logits.
     """
 
     student: Shapes
@@ -110,6 +122,39 @@ class Setup:
     labels: Tensor
     generator: torch.Generator
     teacher_head: tuple[Tensor, Tensor | None] | None = None
+    batch_size: int = 0
+    new_student: Callable[[], nn.Module] | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training that comes before the main loop: `epochs` passes over the training set.
+
+    loss(student, teacher, batch, step): as `Distiller.forward`; `{}` where the stage only looks, and writes buffers
+    (from gathered values). student: whether the student trains in it; if not, it is not run, and its outputs are empty.
+    modules: those of the distiller that train in this stage and in no other, nor in the main loop. lr: constant
+    learning rate; None: the run's. finish(): called once after the last step.
+
+    The optimizer is the run's, begun anew. The student's layers that the loss does not reach stay as they are.
+    """
+
+    name: str
+    epochs: int
+    loss: Callable[..., Tensor | dict[str, Tensor]]
+    student: bool = False
+    modules: tuple[nn.Module, ...] = ()
+    lr: float | None = None
+    finish: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """Test accuracy (%) that the literature gives on CIFAR-100, for ResNet-32x4 to ResNet-8x4 and WRN-40-2 to WRN-16-2,
+    and where it stands."""
+
+    resnet8x4: float | None = None
+    wrn_16_2: float | None = None
+    source: str = ""
 
 
 class Distiller(nn.Module):
@@ -123,6 +168,12 @@ class Distiller(nn.Module):
     requires: ClassVar[Requires] = Requires(student={"logits"})
     paper: ClassVar[str] = ""
     """Authors, title, venue, year."""
+    published: ClassVar[Published | None] = None
+    scope: ClassVar[Literal["sample", "batch"]] = "sample"
+    """`batch`: the loss relates samples to each other or keeps statistics of them, so it gathers over the workers."""
+    scheduled: ClassVar[frozenset[str]] = frozenset()
+    """Numeric options that `schedule:` of a config may move while training: `forward` reads them from `self.options`
+    each time."""
 
     def __init__(self, options: Options, setup: Setup):
         super().__init__()
@@ -132,9 +183,20 @@ class Distiller(nn.Module):
         """The unweighted loss, or several named terms.
 
         Each is the mean over this worker's rows, so that the mean over workers is the loss of the global batch. A term
-        that is computed on gathered rows, equal on every worker, obeys the same rule.
+        that is computed on gathered rows, equal on every worker, obeys the same rule. `{}`: nothing to add.
         """
         raise NotImplementedError
+
+    def stages(self) -> list[Stage]:
+        """What trains before the main loop, in order."""
+        return []
+
+    def deployed(self, student: nn.Module) -> nn.Module | None:
+        """The network that is evaluated and exported in the student's stead, pictures to logits; None: the student.
+
+        For methods that give the student another head. `student` maps normalised pictures to `Outputs`.
+        """
+        return None
 
     def after_backward(self, batch: Batch, step: Step) -> None:
         """Called after the backward pass of each step: the place to write banks and queues that the graph has read."""

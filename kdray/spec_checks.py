@@ -94,6 +94,8 @@ def _check_distiller(spec):
         ("__init__", ["self", "options", "setup"]),
         ("forward", ["self", "student", "teacher", "batch", "step"]),
         ("after_backward", ["self", "batch", "step"]),
+        ("stages", ["self"]),
+        ("deployed", ["self", "student"]),
     ):
         _check_parameters(f"{where}: {spec.cls.__name__}.{method}", getattr(spec.cls, method), expected)
     if not isinstance(spec.cls.requires, Requires):

@@ -19,13 +19,15 @@ class Layers:
     """Where a network's outputs are tapped, as dotted module paths.
 
     A path means that module's output; `path:input` means what goes into it. `head` is the last linear layer; the
-    embedding is what goes into it unless a path says otherwise. An empty `head` means: the last `nn.Linear`.
+    embedding is what goes into it unless a path says otherwise. An empty `head` means: the last `nn.Linear`. `last_map`
+    is the map whose spatial mean is the embedding; empty: the last of `features`.
     """
 
     head: str = ""
     embedding: str = ""
     features: tuple[str, ...] = ()
     preactivations: tuple[str, ...] = ()
+    last_map: str = ""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class LayersConfig(Options):
     embedding: str = Field("", description="The pooled vector before the classifier. Default: the head's input.")
     features: list[str] = Field([], description="Feature maps, shallow to deep.")
     preactivations: list[str] = Field([], description="The same before their last activation.")
+    last_map: str = Field("", description="The map whose spatial mean is the embedding. Default: the last of features.")
 
 
 class DataConfig(Open):

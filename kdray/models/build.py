@@ -60,4 +60,5 @@ def _override(layers: Layers, config: LayersConfig) -> Layers:
         embedding=config.embedding or layers.embedding,
         features=tuple(config.features) or layers.features,
         preactivations=tuple(config.preactivations) or layers.preactivations,
+        last_map=config.last_map or layers.last_map,
     )

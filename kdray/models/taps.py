@@ -58,9 +58,10 @@ class Tapped(nn.Module):
         self._modules_by_path = dict(model.named_modules())
         self._maps = {kind: getattr(layers, kind) if kind in wants else () for kind in ("features", "preactivations")}
         self._head_path = self._embedding_path = ""
-        if "head" in wants or ("embedding" in wants and not layers.embedding):
+        wants = self.wants
+        if wants & {"head", "last_map"} or ("embedding" in wants and not layers.embedding):
             self._head_path = self._find_head(layers.head)
-        if "embedding" in wants:
+        if wants & {"embedding", "last_map"}:
             self._embedding_path = layers.embedding or f"{self._head_path}:input"
             self._tap(self._embedding_path, "embedding")
         for kind, paths in self._maps.items():
@@ -71,6 +72,14 @@ class Tapped(nn.Module):
                 )
             for i, path in enumerate(paths):
                 self._tap(path, f"{kind}[{i}]")
+        self._last_map_path = layers.last_map or (layers.features[-1] if layers.features else "")
+        if "last_map" in wants:
+            if not self._last_map_path:
+                raise ConfigError(
+                    f"{self.name}: a loss reads the last map before the pooling, but which layer gives it is not known."
+                    f" Name it in its section: `layers: {{last_map: ...}}`.{self._top_level()}"
+                )
+            self._tap(self._last_map_path, "last_map")
         del self._modules_by_path
 
     @property
@@ -92,10 +101,12 @@ class Tapped(nn.Module):
                 )
             return Outputs(
                 logits=logits,
-                embedding=self._embedding() if "embedding" in self.wants else None,
+                embedding=self._embedding() if self._embedding_path else None,
                 features=[self._seen(path) for path in self._maps["features"]],
                 preactivations=[self._seen(path) for path in self._maps["preactivations"]],
+                last_map=self._seen(self._last_map_path) if "last_map" in self.wants else None,
                 head=self.head,
+                pictures=x if "pictures" in self.wants else None,
             )
         finally:
             log.on = False
@@ -187,9 +198,23 @@ def probe(tapped: Tapped, example: Tensor) -> Shapes:
             f"{tapped.name}: '{tapped._head_path}' gives {width} values, the network gives logits of shape "
             f"{tuple(out.logits.shape[1:])}: it is not the classifier. Name the right one in `layers.head`."
         )
+    if out.last_map is not None:
+        _check_last_map(tapped, out)
     return Shapes(
         logits=tuple(out.logits.shape[1:]),
         embedding=() if out.embedding is None else tuple(out.embedding.shape[1:]),
         features=tuple(tuple(x.shape[1:]) for x in out.features),
         preactivations=tuple(tuple(x.shape[1:]) for x in out.preactivations),
+        last_map=() if out.last_map is None else tuple(out.last_map.shape[1:]),
+        pictures=() if out.pictures is None else tuple(out.pictures.shape[1:]),
     )
+
+
+def _check_last_map(tapped: Tapped, out: Outputs) -> None:
+    """Raises ConfigError unless the spatial mean of the last map is the embedding: losses rely on it."""
+    pooled = out.last_map.mean(dim=(2, 3)) if out.last_map.ndim == 4 else out.last_map
+    if pooled.shape != out.embedding.shape or not torch.allclose(pooled, out.embedding, rtol=1e-2, atol=1e-3):
+        raise ConfigError(
+            f"{tapped.name}: the mean of '{tapped._last_map_path}' over its positions {tuple(pooled.shape[1:])} is not "
+            f"the embedding {tuple(out.embedding.shape[1:])}. Name the map in front of the pooling: `layers.last_map`."
+        )

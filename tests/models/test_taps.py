@@ -8,6 +8,7 @@ from torch import nn
 
 from kdray import ConfigError, Layers
 from kdray.models.taps import Tapped, probe
+from kdray.registry import Registry
 
 ALL = frozenset({"embedding", "features", "preactivations", "head"})
 
@@ -184,3 +185,12 @@ def test_compiles_in_one_graph(net):
     x = pictures()
     compiled, eager = torch.compile(tapped, backend="eager", fullgraph=True)(x), tapped(x)
     assert torch.equal(compiled.features[0], eager.features[0]) and torch.equal(compiled.embedding, eager.embedding)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in Registry.default().models if "/" not in name))
+def test_the_mean_of_the_last_map_is_the_embedding(name):
+    spec = Registry.default().models[name]
+    model = spec.build(num_classes=5, in_channels=3, weights=None, options=spec.Options())
+    tapped = Tapped(model, getattr(model, "kdray_layers", spec.layers), {"last_map", "embedding"})
+    shapes = probe(tapped, torch.randn(2, 3, 32, 32))
+    assert shapes.last_map[0] == shapes.embedding[0] and len(shapes.last_map) == 3

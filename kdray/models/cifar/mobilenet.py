@@ -60,7 +60,7 @@ MODELS = [
     spec(
         "MobileNetV2",
         MobileNetV2,
-        Layers(head="classifier.0", features=MAPS, preactivations=MAPS),
+        Layers(head="classifier.0", features=MAPS, preactivations=MAPS, last_map="conv2"),
         "MobileNetV2, half width, expansion 6",
     )
 ]

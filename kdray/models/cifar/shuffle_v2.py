@@ -91,6 +91,7 @@ MODELS = [
             head="linear",
             features=("relu1", "layer1", "layer2", "layer3"),
             preactivations=("relu1", *(f"layer{i + 1}.{n}.relu3:input" for i, n in enumerate(BLOCKS))),
+            last_map="relu2",
         ),
         "ShuffleNetV2, full width",
     )

@@ -66,6 +66,7 @@ LAYERS = Layers(
     head="fc",
     features=("conv1", "block1", "block2", "block3"),
     preactivations=("conv1", "block2.layer.0.relu1:input", "block3.layer.0.relu1:input", "relu:input"),
+    last_map="relu",
 )
 
 MODELS = [
