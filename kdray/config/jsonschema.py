@@ -37,6 +37,7 @@ def json_schema(registry) -> dict[str, Any]:
     defs["Augmentation"] = plugins.augmentation()
     for key in ("augment", "evaluate"):
         defs["DataConfig"]["properties"][key]["items"] = {"$ref": "#/$defs/Augmentation"}
+    defs["ExtraView"]["properties"]["augment"]["items"] = {"$ref": "#/$defs/Augmentation"}
 
     losses = schema["properties"]["losses"]
     losses.pop("patternProperties", None)

@@ -22,7 +22,7 @@ from .dump import annotated_yaml, to_yaml
 from .explain import Fault, explain
 from .merge import COMMAND_LINE, Tree, merge
 from .schema import Config
-from .sections import check, filled, sections
+from .sections import augmentations, check, filled, sections
 from .yaml import Mark, Problem, dotted
 
 __all__ = ["Loaded", "annotated_yaml", "digest", "load_config", "to_yaml"]
@@ -66,8 +66,9 @@ def load_config(path: str | os.PathLike, overrides: Iterable[str] = (), registry
         lines = dict.fromkeys(map(str, problems))
         raise (PluginError if len(problems) == broken else ConfigError)("\n".join(lines))
     value = _fill(tree.value, options)
-    for at in _PATHS:
-        _absolute(value, at, tree.values.get(at))
+    of_teachers = [("teachers", name, key) for name in value.get("teachers") or {} for key in ("checkpoint", "train")]
+    for at in (*_PATHS, *of_teachers):
+        value = _absolute(value, at, tree.values.get(at))
     config = Config.model_validate(value)
     origins = {dotted(p): str(tree.values.get(p, "default")) for p in _leaves(config.model_dump(mode="json"))}
     return Loaded(config, origins, text, tuple(tree.files))
@@ -85,25 +86,41 @@ def _check(tree: Tree, registry):
         options[section.path], more, of_plugin = check(section, registry)
         faults += [f for f in more if f.path not in known]
         broken += of_plugin
-    for key in ("augment", "evaluate"):
-        entries = (tree.value.get("data") or {}).get(key) if isinstance(tree.value.get("data"), dict) else None
-        for i, entry in enumerate(entries) if isinstance(entries, list) else ():
+    for at, entries in augmentations(tree.value):
+        for i, entry in enumerate(entries):
             if isinstance(entry, dict) and len(entry) != 1:
-                faults.append(Fault(("data", key, i), "one augmentation an entry: a name, or {name: {option: value}}"))
+                faults.append(Fault((*at, i), "one augmentation an entry: a name, or {name: {option: value}}"))
+    faults += _named_teachers(tree.value)
     return faults, options, broken
 
 
 def _without_empty_entries(value: dict) -> dict:
     """`- crop:` in a list of augmentations is `crop` with its defaults."""
-    data = value.get("data")
-    if not isinstance(data, dict):
-        return value
-    lists = {
-        key: [{k: v or {} for k, v in e.items()} if isinstance(e, dict) and len(e) == 1 else e for e in data[key]]
-        for key in ("augment", "evaluate")
-        if isinstance(data.get(key), list)
-    }
-    return value | {"data": data | lists}
+    for at, entries in augmentations(value):
+        kept = [{k: v or {} for k, v in e.items()} if isinstance(e, dict) and len(e) == 1 else e for e in entries]
+        value = _put(value, at, kept)
+    return value
+
+
+def _put(value: dict, at: tuple, new) -> dict:
+    """A copy of `value` with `new` at the path `at`; what lies beside the path is shared."""
+    copy = list(value) if isinstance(value, list) else dict(value)
+    copy[at[0]] = _put(value[at[0]], at[1:], new) if at[1:] else new
+    return copy
+
+
+def _named_teachers(value: dict) -> list[Fault]:
+    """Losses that name a teacher which the config has not, or fail to say which of several."""
+    teachers, losses = value.get("teachers"), value.get("losses")
+    names = list(teachers) if isinstance(teachers, dict) else []
+    faults = []
+    for label, body in losses.items() if isinstance(losses, dict) else ():
+        named = body.get("teacher") if isinstance(body, dict) else None
+        if named is None or (names and named in (*names, "average")):
+            continue
+        known = f"has {', '.join(names)} (and `average`)" if names else "has no `teachers:`"
+        faults.append(Fault(("losses", label, "teacher"), f"no teacher '{named}': this config {known}."))
+    return faults
 
 
 def _problem(tree: Tree, fault: Fault) -> Problem:
@@ -131,34 +148,32 @@ def _removal(tree: Tree, path: tuple) -> str:
 
 def _fill(value: dict, options: dict) -> dict:
     """The values with the options of every plugin filled in, those of augmentations too."""
-    value = dict(value, data=dict(value["data"]), losses=dict(value["losses"]))
     for section in sections(value):
         body = filled(section, options[section.path])
-        match section.path:
-            case ("data", key, i, name):
-                value["data"][key] = [{name: body} if j == i else entry for j, entry in enumerate(value["data"][key])]
-            case ("losses", label):
-                value["losses"][label] = body
-            case (key,):
-                value[key] = body
+        if section.kind == "augmentations":
+            *at, name = section.path
+            value = _put(value, tuple(at), {name: body})
+        else:
+            value = _put(value, section.path, body)
     return value
 
 
 _PATHS = (("data", "path"), ("teacher", "checkpoint"), ("teacher", "train"), ("student", "checkpoint"), ("run", "dir"))
 
 
-def _absolute(value: dict, at: tuple, mark: Mark | None):
-    """Make one path of the config absolute. See the top of this file."""
-    section, key = at
-    given = (value.get(section) or {}).get(key)
+def _absolute(value: dict, at: tuple, mark: Mark | None) -> dict:
+    """With one path of the config made absolute. See the top of this file."""
+    given = value
+    for key in at:
+        given = (given or {}).get(key)
     if given is None:
-        return
+        return value
     given, folder = os.path.expanduser(given), ""
-    if mark != COMMAND_LINE and section != "run":
+    if mark != COMMAND_LINE and at[0] != "run":
         folder = os.path.dirname(mark.file)
-        if key != "train" and not os.path.exists(os.path.join(folder, given)):
+        if at[-1] != "train" and not os.path.exists(os.path.join(folder, given)):
             folder = ""
-    value[section] = value[section] | {key: os.path.abspath(os.path.join(folder, given))}
+    return _put(value, at, os.path.abspath(os.path.join(folder, given)))
 
 
 def _leaves(value, path=()):

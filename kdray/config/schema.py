@@ -40,12 +40,24 @@ class LayersConfig(Options):
     last_map: str = Field("", description="The map whose spatial mean is the embedding. Default: the last of features.")
 
 
+class ExtraView(Options):
+    """A further picture of each sample in the same step, for losses that compare views."""
+
+    of: Literal["picture", "base"] = Field(
+        "picture", description="picture: drawn anew from the original. base: made of the very picture the student sees."
+    )
+    augment: list[str | dict[str, dict]] = Field([], description="Augmentations, in order, as in data.augment.")
+
+
 class DataConfig(Open):
     name: str = Field(description="Name of the data set (`kdray list datasets`).")
     path: str | None = Field(None, description="Where its files are. Default: <data folder of kdray.toml>/<name>.")
     batch_size: int = Field(gt=0, description="Global batch size, over all workers.")
     augment: list[str | dict[str, dict]] = Field(
         [], description="Augmentations of the training pictures, in order: a name, or {name: {option: value}}."
+    )
+    extra_views: dict[Label, ExtraView] = Field(
+        {}, description="Further pictures of each sample by name, for losses that read them (`kdray list distillers`)."
     )
     evaluate: list[str | dict[str, dict]] = Field(
         [], description="What is done to pictures at evaluation, in order (resize, center_crop)."
@@ -121,10 +133,33 @@ class WeightSchedule(Options):
     decay: float = Field(0.0, ge=0, description="Epochs of the decay at the end of the run.")
 
 
+class OptionSchedule(Options):
+    """An option that moves: linearly from `start` to its own value over `warmup` epochs, to `end` over the last
+    `decay`."""
+
+    start: float | None = Field(None, description="The value at epoch 0. Default: the option's own.")
+    warmup: float = Field(0.0, ge=0, description="Epochs from `start` to the option's own value.")
+    end: float | None = Field(None, description="The value at the last epoch. Default: the option's own.")
+    decay: float = Field(0.0, ge=0, description="Epochs from the option's own value to `end`, at the end of the run.")
+
+    @model_validator(mode="after")
+    def complete(self):
+        for edge, epochs in (("start", "warmup"), ("end", "decay")):
+            if (getattr(self, edge) is None) != (not getattr(self, epochs)):
+                raise ValueError(f"{edge} and {epochs} go together")
+        return self
+
+
 class LossConfig(Open):
     use: str | None = Field(None, description="The distiller, where the label is not its name.")
     weight: Annotated[float, Field(ge=0)] | WeightSchedule = Field(
         1.0, description="Factor of this loss, or a schedule."
+    )
+    teacher: str | None = Field(
+        None, description="Which of `teachers` it learns from; `average`: the mean of the logits of all."
+    )
+    schedule: dict[str, OptionSchedule] = Field(
+        {}, description="Options that move over the epochs: `{temperature: {start: 8.0, warmup: 20}}`."
     )
 
 
@@ -215,6 +250,9 @@ class Config(Options):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Everything that is drawn follows from it.")
     data: DataConfig
     teacher: TeacherConfig | None = None
+    teachers: dict[Label, TeacherConfig] = Field(
+        {}, description="Several teachers by name, in place of `teacher`; each loss says which one it learns from."
+    )
     student: StudentConfig
     losses: dict[Label, LossConfig] = Field(
         min_length=1, description="Label to distiller: `kd: {weight: 1.0, temperature: 4.0}`."
@@ -229,3 +267,14 @@ class Config(Options):
         False,
         description="Also train the student alone (the same recipe with ce only), once, and show it beside.",
     )
+
+    @model_validator(mode="after")
+    def one_way_of_naming_teachers(self):
+        if self.teacher and self.teachers:
+            raise ValueError("give `teacher` or `teachers`, not both")
+        return self
+
+    @property
+    def all_teachers(self) -> dict[str, TeacherConfig]:
+        """By name; the only one of `teacher` is called `teacher`."""
+        return {"teacher": self.teacher} if self.teacher else self.teachers

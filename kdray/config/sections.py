@@ -58,6 +58,12 @@ def sections(value: dict) -> Iterator[Section]:
             name = body.get(by, core.model_fields[by].get_default())
             if isinstance(name, str) and not (kind == "models" and ":" in name):
                 yield Section((key,), kind, name, Fault((key, by), ""), body, core)
+    teachers = value.get("teachers")
+    for label, body in teachers.items() if isinstance(teachers, dict) else ():
+        if isinstance(body, dict) and isinstance(name := body.get("model"), str) and ":" not in name:
+            yield Section(
+                ("teachers", label), "models", name, Fault(("teachers", label, "model"), ""), body, TeacherConfig
+            )
     losses = value.get("losses")
     for label, body in losses.items() if isinstance(losses, dict) else ():
         if isinstance(body, dict):
@@ -65,17 +71,30 @@ def sections(value: dict) -> Iterator[Section]:
             named = Fault(("losses", label, "use"), "") if body.get("use") else Fault(("losses", label), "", "key")
             if isinstance(name, str):
                 yield Section(("losses", label), "distillers", name, named, body, LossConfig)
-    data = value.get("data")
-    for key in ("augment", "evaluate") if isinstance(data, dict) else ():
-        entries = data.get(key)
-        for i, entry in enumerate(entries) if isinstance(entries, list) else ():
-            at = ("data", key, i)
+    for at, entries in augmentations(value):
+        for i, entry in enumerate(entries):
             if isinstance(entry, str):
-                yield Section((*at, entry), "augmentations", entry, Fault(at, ""), {}, None)
+                yield Section((*at, i, entry), "augmentations", entry, Fault((*at, i), ""), {}, None)
             elif isinstance(entry, dict) and len(entry) == 1:
                 ((name, body),) = entry.items()
                 if body is None or isinstance(body, dict):
-                    yield Section((*at, name), "augmentations", name, Fault((*at, name), "", "key"), body or {}, None)
+                    named = Fault((*at, i, name), "", "key")
+                    yield Section((*at, i, name), "augmentations", name, named, body or {}, None)
+
+
+def augmentations(value: dict) -> Iterator[tuple[tuple, list]]:
+    """The lists of augmentations of a config that are well formed enough to look at, with their paths."""
+    data = value.get("data")
+    if not isinstance(data, dict):
+        return
+    views = data.get("extra_views")
+    places = [((key,), data) for key in ("augment", "evaluate")]
+    for name, view in views.items() if isinstance(views, dict) else ():
+        if isinstance(view, dict):
+            places.append((("extra_views", name, "augment"), view))
+    for path, holder in places:
+        if isinstance(entries := holder.get(path[-1]), list):
+            yield ("data", *path), entries
 
 
 def check(section: Section, registry) -> tuple[Options | None, list[Fault], bool]:
@@ -92,11 +111,33 @@ def check(section: Section, registry) -> tuple[Options | None, list[Fault], bool
         faults.append(Fault((*section.path, "weights"), text))
     given = section.given(cls)
     try:
-        return parse_options(cls, given), faults, False
+        options = parse_options(cls, given)
+        if section.kind == "distillers":
+            faults += _of_schedule(section, spec.cls, options)
+        return options, faults, False
     except ValidationError as error:
         for fault in explain(error, cls, given, section.core_keys):
             faults.append(fault._replace(path=(*section.path, *fault.path)))
         return None, faults, False
+
+
+def _of_schedule(section: Section, cls, options: Options) -> Iterator[Fault]:
+    """What is wrong with `schedule:` of a loss: options that cannot move, and ends that the option itself refuses."""
+    schedule = section.body.get("schedule")
+    for key, moves in schedule.items() if isinstance(schedule, dict) else ():
+        at = (*section.path, "schedule", key)
+        if key not in cls.scheduled:
+            may = f"those that can: {', '.join(sorted(cls.scheduled))}" if cls.scheduled else "none of its options can"
+            yield Fault(at, f"{section.name} has no option '{key}' that may move over the epochs; {may}.", "key")
+            continue
+        for edge in ("start", "end"):
+            value = moves.get(edge) if isinstance(moves, dict) else None
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                try:
+                    parse_options(cls.Options, options.model_dump(mode="json") | {key: value})
+                except ValidationError as error:
+                    for fault in explain(error, cls.Options, options.model_dump(mode="json") | {key: value}):
+                        yield Fault((*at, edge), fault.text)
 
 
 def filled(section: Section, options: Options) -> dict[str, Any]:
