@@ -86,7 +86,7 @@ def main() -> None:
         "random", lambda options, path, split: source, mean=(0.5,) * 3, std=(0.25,) * 3
     )
     run = config(args.model, args.precision)
-    parts = build(run, registry, Path("."), None, torch.device("cpu"))
+    parts = build(run, registry, Path("."), {}, torch.device("cpu"))
     from kdray.models.build import build_model
 
     network = build_model(run.student, registry, CLASSES, 3).model.to(memory_format=torch.channels_last).train()

@@ -23,7 +23,7 @@ def evaluate(
         Path | None, typer.Option("--config", help="The config that a file of weights belongs to.")
     ] = None,
     role: Annotated[
-        Literal["student", "teacher"], typer.Option("--as", help="Which network of the config the weights are.")
+        str, typer.Option("--as", help="Which network of the config the weights are: student, teacher, or one by name.")
     ] = "student",
     best: Annotated[
         bool, typer.Option("--best", help="Of a run: the best epoch's weights, not the last one's.")
@@ -59,7 +59,7 @@ def evaluate(
         if best:
             raise ConfigError("--best is for runs; this is a file of weights")
     else:
-        if config is not None or role == "teacher":
+        if config is not None or role != "student":
             raise ConfigError(
                 f"--config and --as are for files of weights, and there is no file {what}; a run has its own config"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from ..config.sections import parse_options
 from ..errors import ConfigError, PluginError
 from .augment import Pipeline
 from .source import Source, spread
+from .views import stream
 
 STATISTICS = 2_000  # pictures from which mean and deviation are computed where nobody gives them
 
@@ -45,6 +46,8 @@ class Data:
     """What is done to pictures at evaluation."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    views: dict[str, Pipeline] = field(default_factory=dict)
+    """How further pictures of a training sample are made, by name."""
 
     def fingerprint(self) -> str:
         """Of training and test pictures, whatever part of them is used."""
@@ -69,6 +72,11 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
             raise ConfigError(
                 f"data.evaluate: {name} is random, and pictures are evaluated as they are. It belongs in data.augment"
             )
+    views = {}
+    for name, view in config.extra_views.items():
+        own = _pipeline(view.augment, registry, stream(seed, "view", name))
+        # Of the base picture: the same numbers at the same places, then what comes on top.
+        views[name] = own if view.of == "picture" else Pipeline([*augment.steps, *own.steps], seed)
     path = Path(config.path) if config.path else data_root / config.name
     train, test = (spec.load(options, path, split) for split in ("train", "test"))
     where = f"{config.name} at {path}"
@@ -94,6 +102,7 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
         evaluate=evaluate,
         mean=mean,
         std=std,
+        views=views,
     )
 
 

@@ -6,6 +6,8 @@ counter: a hash of (seed, v, i, stream), not from a generator that someone has a
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,13 @@ def _mix(x: Words) -> Words:
 def _wrap(x: Words) -> Words:
     """Python's integers grow where those of tensors wrap around."""
     return (x + 2**63) % 2**64 - 2**63 if isinstance(x, int) else x
+
+
+def stream(seed: int, *key: str | int) -> int:
+    """A seed for one purpose: equal on every worker and after every restart, unrelated to the seeds of other
+    purposes."""
+    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def uniform(seed: int, view: int, ids: Tensor, stream: int, draws: int) -> Tensor:

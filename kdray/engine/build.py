@@ -8,19 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from ..config.schema import Config
+from ..config.schema import Config, ModelConfig
+from ..config.sections import parse_options
+from ..data.augment import Pipeline
 from ..data.build import Data, load_data
 from ..data.feed import Feed
 from ..data.normalize import Normalize
+from ..data.views import stream
 from ..distiller import Distiller, Setup, Shapes
 from ..errors import ConfigError, KdrayError, PluginError
-from ..models.build import build_model
+from ..models.build import Built, build_model
 from ..models.checkpoint import load_weights
 from ..models.taps import Tapped, probe
 from ..registry import Registry
 from ..teacher.live import LiveTeacher
-from .context import stream
+from ..teacher.teachers import AVERAGE, Teachers
 from .objective import Objective
 from .precision import Precision
 
@@ -29,10 +33,12 @@ from .precision import Precision
 class Parts:
     data: Data
     objective: Objective
-    teacher: LiveTeacher | None
+    teachers: Teachers
     normalize: Normalize
     precision: Precision
     device: torch.device
+    views: dict[str, Pipeline]
+    """How the further pictures are made that the losses read."""
 
     @property
     def student(self) -> Tapped:
@@ -40,88 +46,138 @@ class Parts:
 
 
 def build(
-    config: Config, registry: Registry, data_root: Path, teacher_checkpoint: str | None, device: torch.device
+    config: Config, registry: Registry, data_root: Path, teacher_checkpoints: dict[str, str], device: torch.device
 ) -> Parts:
-    """Raises ConfigError for data, networks, checkpoints and losses that do not fit together."""
+    """teacher_checkpoints: file of weights by teacher; a teacher without stays untrained.
+
+    Raises ConfigError for data, networks, checkpoints and losses that do not fit together.
+    """
     data = load_data(config.data, config.seed, registry, data_root)
     precision = Precision(config.engine.precision, device)
-    specs = {label: registry.get("distillers", loss.use or label) for label, loss in config.losses.items()}
-    wants = {
-        side: frozenset().union(*(getattr(spec.cls.requires, side) for spec in specs.values()))
-        for side in ("student", "teacher")
-    }
-    _check_teacher_is_needed(config, wants["teacher"], specs)
+    classes = {label: registry.get("distillers", loss.use or label).cls for label, loss in config.losses.items()}
+    of_loss = _teachers_of_losses(config, classes)
+    views = _views(config, classes, data)
+    normalize = Normalize(data.mean, data.std)
     example = _example(data, device)
 
-    torch.manual_seed(stream(config.seed, "student"))
-    built = build_model(config.student, registry, data.num_classes, data.channels)
+    def new_network(section: ModelConfig, side: str) -> Built:
+        """An instance with its published weights, or initial ones that follow from `side`."""
+        torch.manual_seed(stream(config.seed, side))
+        return build_model(section, registry, data.num_classes, data.channels)
+
+    def tapped(
+        built: Built, wants: set[str], side: str, section: ModelConfig, norm: Normalize
+    ) -> tuple[Tapped, Shapes]:
+        network = Tapped(built.model, built.layers, wants | {"logits"}, f"{side} {section.model}")
+        # channels_last: 1.3 times (fp32) to 2.3 times (bf16) faster convolutions on CPUs, and what tensor cores want.
+        network = network.to(device, precision.dtype).to(memory_format=torch.channels_last)
+        return network, _shapes(network, norm, example, precision, side, section.model, data)
+
+    built = new_network(config.student, "student")
     if config.student.checkpoint:
         _fill(built.model, config.student.checkpoint, "student", config.student.model, data)
-    normalize = Normalize(data.mean, data.std)
-    student = _place(
-        Tapped(built.model, built.layers, wants["student"] | {"logits"}, f"student {config.student.model}"),
-        precision,
-        device,
-    )
-    student_shapes = _shapes(student, normalize, example, precision, "student", config.student.model, data)
+    wants = set().union(*(cls.requires.student for cls in classes.values()))
+    student, student_shapes = tapped(built, wants, "student", config.student, normalize)
 
-    teacher, teacher_shapes, head = None, None, None
-    if config.teacher is not None:
-        built = build_model(config.teacher, registry, data.num_classes, data.channels)
-        if teacher_checkpoint:
-            _fill(built.model, teacher_checkpoint, "teacher", config.teacher.model, data)
-        own = config.teacher.normalize
+    networks, shapes = {}, {}
+    for name, section in config.all_teachers.items():
+        side = "teacher" if config.teacher else f"teacher {name}:"
+        built = new_network(section, side)
+        if name in teacher_checkpoints:
+            _fill(built.model, teacher_checkpoints[name], side, section.model, data)
+        own = section.normalize
         own = Normalize(own.mean, own.std) if own else Normalize(*built.normalize) if built.normalize else normalize
-        network = _place(
-            Tapped(built.model, built.layers, wants["teacher"] | {"logits"}, f"teacher {config.teacher.model}"),
-            precision,
-            device,
-        )
-        teacher_shapes = _shapes(network, own, example, precision, "teacher", config.teacher.model, data)
-        teacher = LiveTeacher(network, own, precision)
-        head = teacher(example).head
+        wants = set().union(*(classes[label].requires.teacher for label, of in of_loss.items() if of == name))
+        network, shapes[name] = tapped(built, wants, side, section, own)
+        networks[name] = LiveTeacher(network, own, precision)
+    if AVERAGE in of_loss.values():
+        shapes[AVERAGE] = Shapes(logits=(data.num_classes,))
+
+    def new_student() -> nn.Module:
+        # The caller's random numbers give its weights.
+        model = build_model(config.student, registry, data.num_classes, data.channels).model
+        return model.to(device, precision.dtype).to(memory_format=torch.channels_last)
 
     distillers: dict[str, Distiller] = {}
-    for label, spec in specs.items():
+    for label, cls in classes.items():
         setup = Setup(
             student=student_shapes,
-            teacher=teacher_shapes,
+            teacher=shapes.get(of_loss[label]),
             num_classes=data.num_classes,
             num_samples=len(data.train),
             labels=data.train.labels,
             generator=torch.Generator().manual_seed(stream(config.seed, "buffers", label)),
-            teacher_head=head,
+            teacher_head=networks[of_loss[label]].network.head if of_loss[label] in networks else None,
+            batch_size=config.data.batch_size,
+            new_student=new_student,
         )
         torch.manual_seed(stream(config.seed, "heads", label))
-        distiller = _distiller(label, spec, config.losses[label].options, setup)
+        distiller = _distiller(label, cls, config.losses[label].options, setup)
         distillers[label] = distiller.to(device, precision.dtype)
-    return Parts(data, Objective(student, distillers, precision), teacher, normalize, precision, device)
+    objective = Objective(student, distillers, precision)
+    return Parts(data, objective, Teachers(networks, of_loss), normalize, precision, device, views)
 
 
-def _check_teacher_is_needed(config: Config, wanted: frozenset, specs: dict) -> None:
-    readers = [label for label, spec in specs.items() if spec.cls.requires.teacher]
-    if config.teacher is None and readers:
+def _teachers_of_losses(config: Config, classes: dict[str, type[Distiller]]) -> dict[str, str | None]:
+    """Label of each loss to the name of its teacher. Raises ConfigError where that is not one."""
+    teachers, found = config.all_teachers, {}
+    readers = [label for label, cls in classes.items() if cls.requires.teacher]
+    if not teachers and readers:
         raise ConfigError(
             f"{', '.join(readers)}: these losses need a teacher, and the config names none. Add a `teacher:` section, "
             f"or remove them from `losses:`."
         )
-    if config.teacher is not None and not wanted:
+    for label, cls in classes.items():
+        asked, found[label] = config.losses[label].teacher, None
+        if not cls.requires.teacher:
+            if asked:
+                raise ConfigError(
+                    f"losses.{label}.teacher is {asked}, but this loss looks at no teacher: remove the key"
+                )
+            continue
+        if asked is None and len(teachers) > 1:
+            raise ConfigError(
+                f"losses.{label}: which teacher? Add `teacher:` to it, one of {', '.join(teachers)}, or `{AVERAGE}`"
+            )
+        found[label] = asked or next(iter(teachers))
+        if asked == AVERAGE and (more := cls.requires.teacher - {"logits"}):
+            raise ConfigError(
+                f"losses.{label}: the average of teachers has logits only, and this loss reads "
+                f"{', '.join(sorted(more))}. Give it one of {', '.join(teachers)}, or have one such loss a teacher."
+            )
+    idle = [name for name in teachers if name not in found.values() and AVERAGE not in found.values()]
+    if idle:
+        what = f"a teacher ({config.teacher.model})" if config.teacher else f"teachers ({', '.join(idle)})"
         raise ConfigError(
-            f"the config names a teacher ({config.teacher.model}), but none of its losses ({', '.join(specs)}) looks "
-            f"at one. "
-            "Add a loss that does (kd, crd), or remove the `teacher:` section."
+            f"the config names {what}, but none of its losses ({', '.join(classes)}) looks at "
+            f"{'one' if config.teacher else 'them'}. Add a loss that does (kd, crd), or remove the section."
         )
+    return found
 
 
-def _distiller(label: str, spec, options: dict, setup: Setup) -> Distiller:
+def _views(config: Config, classes: dict[str, type[Distiller]], data: Data) -> dict[str, Pipeline]:
+    """The views that the losses read. Raises ConfigError for missing ones and for those that nobody reads."""
+    asked = {name: label for label, cls in classes.items() for name in cls.requires.views}
+    for name, label in asked.items():
+        if name not in data.views:
+            raise ConfigError(
+                f"losses.{label} compares the picture with its view '{name}', and the config does not say what that is."
+                f" Add it, for example `data: {{extra_views: {{{name}: {{augment: [crop, flip]}}}}}}`."
+            )
+    if idle := [name for name in data.views if name not in asked]:
+        raise ConfigError(f"data.extra_views: no loss reads {', '.join(idle)}; remove it, or add a loss that does")
+    return data.views
+
+
+def _distiller(label: str, cls: type[Distiller], options: dict, setup: Setup) -> Distiller:
     try:
-        return spec.cls(spec.cls.Options.model_validate(options), setup)
+        return cls(parse_options(cls.Options, options), setup)
     except KdrayError:
         raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise PluginError(
-            f"losses.{label}: {spec.cls.__name__} could not be built: {type(error).__name__}: {error} "
+            f"losses.{label}: {cls.__name__} could not be built: {type(error).__name__}: {error} "
             f"({place.filename}:{place.lineno})"
         ) from error
 
@@ -137,11 +193,6 @@ def _example(data: Data, device: torch.device) -> torch.Tensor:
     """Two training pictures as the networks will see them."""
     feed = Feed(data.train, data.augment, 1, device)
     return next(iter(feed.batches([torch.arange(len(data.train))[:2]], view=0)))
-
-
-def _place(network: Tapped, precision: Precision, device: torch.device) -> Tapped:
-    # channels_last: 1.3 times (fp32) to 2.3 times (bf16) faster convolutions on CPUs, and what tensor cores want.
-    return network.to(device, precision.dtype).to(memory_format=torch.channels_last)
 
 
 def _shapes(

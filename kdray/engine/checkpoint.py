@@ -18,15 +18,16 @@ from torch import Tensor
 
 from ..errors import MismatchError, RunFailed
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
 class Counters:
-    """Where a run stands. batch: batches done in `epoch`; sums: of the terms over those batches, for the epoch's
-    means."""
+    """Where a run stands. epoch: of the phase (the losses' first stages, then the main loop); batch: batches done in
+    `epoch`; sums: of the terms over those batches, for the epoch's means; teacher: measured accuracies by teacher."""
 
     step: int = 0
+    phase: int = 0
     epoch: int = 0
     batch: int = 0
     sums: dict[str, float] = field(default_factory=dict)
@@ -86,8 +87,11 @@ def checkpoints(folder: Path) -> list[Path]:
 def load(path: Path, digest: str) -> tuple[Counters, dict[str, dict[str, Tensor]], dict]:
     """Raises MismatchError when the checkpoint belongs to another config or a newer format."""
     state = json.loads((path / "state.json").read_text())
-    if state.pop("format") > FORMAT:
+    written = state.pop("format")
+    if written > FORMAT:
         raise MismatchError(f"{path} was written by a newer kdray; update kdray to resume this run")
+    if written < FORMAT:
+        raise MismatchError(f"{path} was written by kdray 0.1; resume this run with that version, or start it anew")
     counters = Counters(**state)
     if counters.digest != digest:
         raise MismatchError(

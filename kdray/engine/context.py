@@ -3,7 +3,6 @@ workers does not matter."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 
 import torch
@@ -70,13 +69,6 @@ class _Gather(torch.autograd.Function):
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may have given it to others too
         dist.all_reduce(gradient)
         return gradient[ctx.mine], None, None
-
-
-def stream(seed: int, *key: str | int) -> int:
-    """A seed for one purpose: equal on every worker and after every restart, unrelated to the seeds of other
-    purposes."""
-    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def reseed(seed: int, device: torch.device) -> None:

@@ -6,13 +6,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..distiller import Batch, Distiller, Outputs, Step
-from ..errors import PluginError
+from ..errors import ConfigError, PluginError
 from ..models.taps import Tapped
+from .phases import Phase
 from .precision import Precision
 
 
 class Objective(nn.Module):
-    """Normalised pictures (b, C, H, W) and the teacher's outputs to the unweighted terms, by `label` or
+    """Normalised pictures (b, C, H, W) and the teachers' outputs, by loss, to the unweighted terms, by `label` or
     `label/term`."""
 
     def __init__(self, student: Tapped, distillers: dict[str, Distiller], precision: Precision):
@@ -21,27 +22,36 @@ class Objective(nn.Module):
         self.labels = list(distillers)
         self.distillers = nn.ModuleList(distillers.values())
         self.precision = precision
+        self.phase = Phase()
 
     def by_label(self) -> list[tuple[str, Distiller]]:
         return list(zip(self.labels, self.distillers))
 
-    def forward(self, x: Tensor, teacher: Outputs, batch: Batch, step: Step) -> dict[str, Tensor]:
-        outputs = self.precision.run(self.student, x)
+    def forward(
+        self, x: Tensor, views: dict[str, Tensor], teachers: dict[str, Outputs], batch: Batch, step: Step
+    ) -> dict[str, Tensor]:
+        outputs = Outputs()
+        if self.phase.trains_student:
+            outputs = self.precision.run(self.student, x)
+            outputs.views = {name: self.precision.run(self.student, view) for name, view in views.items()}
         terms = {}
         for label, distiller in self.by_label():
-            result = distiller(outputs, teacher, batch, step)
-            for name, term in (result if isinstance(result, dict) else {"": result}).items():
-                if not isinstance(term, Tensor) or term.dim() != 0:
-                    what = (
-                        f"a tensor of shape {tuple(term.shape)}"
-                        if isinstance(term, Tensor)
-                        else f"a {type(term).__name__}"
-                    )
-                    raise PluginError(
-                        f"loss '{label}' ({type(distiller).__name__}) returned {what}; a term is a scalar tensor"
-                    )
-                terms[f"{label}/{name}" if name else label] = term
+            if self.phase.concerns(label):
+                loss = self.phase.stage.loss if self.phase.stage else distiller
+                for name, term in _named(loss(outputs, teachers[label], batch, step)).items():
+                    _check(label, distiller, term)
+                    terms[f"{label}/{name}" if name else label] = term
         return terms
+
+    def deployed(self) -> nn.Module:
+        """The network to evaluate and export: the student, or what a loss makes of it."""
+        found = {label: network for label, d in self.by_label() if (network := d.deployed(self.student)) is not None}
+        if len(found) > 1:
+            raise ConfigError(
+                f"{' and '.join(found)}: each of these losses gives the student another head, and it can have one. "
+                "Remove all but one of them from `losses:`."
+            )
+        return next(iter(found.values()), self.student.model)
 
     def state_of_distillers(self) -> dict[str, Tensor]:
         return {f"{label}.{k}": v for label, d in self.by_label() for k, v in d.state_dict().items()}
@@ -50,3 +60,14 @@ class Objective(nn.Module):
         for label, distiller in self.by_label():
             start = f"{label}."
             distiller.load_state_dict({k[len(start) :]: v for k, v in state.items() if k.startswith(start)})
+
+
+def _named(result: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    return result if isinstance(result, dict) else {"": result}
+
+
+def _check(label: str, distiller: Distiller, term) -> None:
+    if not isinstance(term, Tensor) or term.dim() != 0:
+        is_tensor = isinstance(term, Tensor)
+        what = f"a tensor of shape {tuple(term.shape)}" if is_tensor else f"a {type(term).__name__}"
+        raise PluginError(f"loss '{label}' ({type(distiller).__name__}) returned {what}; a term is a scalar tensor")

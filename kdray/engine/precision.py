@@ -18,19 +18,18 @@ class Precision:
         self.autocast = name == "bf16"
         self.device = device
 
-    def run(self, network: nn.Module, x: Tensor) -> Outputs:
+    def run(self, network: nn.Module, x: Tensor) -> Outputs | Tensor:
+        """What `network` says of normalised pictures (B, C, H, W): logits, or `Outputs` of a tapped one."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             outputs = network(x)
         return self._cast(outputs) if self.autocast else outputs
 
-    def _cast(self, outputs: Outputs) -> Outputs:
-        def cast(x):
-            return x.to(self.dtype) if isinstance(x, Tensor) else x
-
-        return replace(
-            outputs,
-            logits=cast(outputs.logits),
-            embedding=cast(outputs.embedding),
-            features=[cast(x) for x in outputs.features],
-            preactivations=[cast(x) for x in outputs.preactivations],
-        )
+    def _cast(self, value):
+        if isinstance(value, Tensor):
+            return value.to(self.dtype)
+        if isinstance(value, list):
+            return [self._cast(x) for x in value]
+        if isinstance(value, Outputs):
+            kinds = ("logits", "embedding", "last_map", "features", "preactivations")
+            return replace(value, **{kind: self._cast(getattr(value, kind)) for kind in kinds})
+        return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-from ..config.schema import ScheduleConfig, WeightSchedule
+from ..config.schema import OptionSchedule, ScheduleConfig, WeightSchedule
 
 
 def lr_factor(schedule: ScheduleConfig, epoch: float) -> float:
@@ -30,9 +30,19 @@ def loss_weight(weight: float | WeightSchedule, epoch: float, epochs: int) -> fl
     """The weight of a loss at `epoch` of `epochs`, counted as above."""
     if not isinstance(weight, WeightSchedule):
         return float(weight)
-    if weight.warmup and epoch < weight.warmup:
-        return weight.start + (weight.value - weight.start) * epoch / weight.warmup
+    return _between(weight.value, weight.start, weight.warmup, weight.end, weight.decay, epoch, epochs)
+
+
+def option_value(value: float, moves: OptionSchedule, epoch: float, epochs: int) -> float:
+    """The value at `epoch` of `epochs` of an option that the config lets move."""
+    return _between(value, moves.start, moves.warmup, moves.end, moves.decay, epoch, epochs)
+
+
+def _between(value, start, warmup, end, decay, epoch, epochs) -> float:
+    """From `start` to `value` over the first `warmup` epochs, from `value` to `end` over the last `decay`."""
+    if warmup and epoch < warmup:
+        return start + (value - start) * epoch / warmup
     left = epochs - epoch
-    if weight.decay and left < weight.decay:
-        return weight.end + (weight.value - weight.end) * left / weight.decay
-    return weight.value
+    if decay and left < decay:
+        return end + (value - end) * left / decay
+    return value

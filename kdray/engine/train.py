@@ -1,19 +1,22 @@
 """The training loop: the same in this process, in a Ray worker and in a test.
 
-build the parts · resume from the newest checkpoint · measure the teacher
-for each epoch
-    for each global batch: my share of it
-        pictures of view (epoch mod views)  ->  teacher, student  ->  terms
-        weighted sum  ->  backward  ->  after_backward of each loss  ->  optimizer at every `accumulate` batches
-    evaluate · keep the best · checkpoint
+build the parts · resume from the newest checkpoint · measure the teachers
+for each phase: the first stages of the losses, then the main loop
+    for each epoch
+        for each global batch: my share of it
+            pictures of view (epoch mod views)  ->  teachers, student  ->  terms
+            weighted sum  ->  backward  ->  after_backward of each loss  ->  optimizer at every `accumulate` batches
+        main loop: evaluate · keep the best
+        checkpoint
 """
 
 from __future__ import annotations
 
-import math
+import gc
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -24,21 +27,24 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config.load import digest
 from ..config.schema import Config
-from ..data.build import Data
+from ..config.sections import parse_options
 from ..data.feed import Feed
-from ..data.views import batches, share
-from ..distiller import Batch, Outputs, Step
-from ..errors import ConfigError, MismatchError, PluginError, RunFailed
+from ..data.views import batches, share, stream
+from ..distiller import Batch, Step
+from ..errors import ConfigError
 from ..registry import Registry
+from ..teacher.teachers import AVERAGE
 from . import checkpoint
 from .allocator import keep_freed_memory
 from .batchnorm import synchronise
 from .build import Parts, build
 from .checkpoint import Counters
-from .context import Context, reseed, stream
+from .checks import check_finite, check_last_batch, check_replicas, check_same_data
+from .context import Context, reseed
 from .ema import EMA
 from .evaluate import evaluate
-from .schedule import loss_weight, lr_factor
+from .phases import Trainable, phases
+from .schedule import loss_weight, lr_factor, option_value
 from .sums import Sums
 
 
@@ -49,7 +55,8 @@ class Job:
     config: Config
     folder: Path
     data_root: Path
-    teacher_checkpoint: str | None = None
+    teacher_checkpoints: dict[str, str] = field(default_factory=dict)
+    """The file of its weights by teacher."""
     data: str = ""
     """Fingerprint of the data, where it is known: another node may hold others under the same path."""
 
@@ -68,7 +75,7 @@ class Log(Protocol):
 
 def train(job: Job, registry: Registry, context: Context, log: Log) -> None:
     """Train to the end of the schedule. Every worker calls it; `log` is used by the first alone."""
-    parts = build(job.config, registry, job.data_root, job.teacher_checkpoint, context.device)
+    parts = build(job.config, registry, job.data_root, job.teacher_checkpoints, context.device)
     if job.data:
         check_same_data(parts.data, job.data)
     Training(job, parts, registry, context, log).run()
@@ -81,82 +88,112 @@ class Training:
         if device.type == "cpu":
             keep_freed_memory()
         check_last_batch(config, len(parts.data.train), context.world_size)
-        objective = parts.objective
+        self.objective = objective = parts.objective
         if context.world_size > 1 and config.engine.batch_norm == "global":
             synchronise(objective, device)
-        self.objective = objective
-        self.network = parts.student.model
-        self.ema = EMA(self.network, config.engine.ema) if config.engine.ema else None
-        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.network = objective.deployed()
+        self.phases = phases(objective.by_label())
+        self.options = {label: distiller.options for label, distiller in objective.by_label()}
+        self.trainable = Trainable(objective, self.phases)
         spec = registry.get("optimizers", config.optimizer.name)
-        options = spec.Options.model_validate({"lr": config.optimizer.lr, **config.optimizer.options})
-        self.optimizer = spec.build(self.parameters, options)
+        self.build_optimizer = partial(
+            spec.build, options=parse_options(spec.Options, {"lr": config.optimizer.lr, **config.optimizer.options})
+        )
         self.labels = parts.data.train.labels.to(device)
         self.feed = Feed(parts.data.train, parts.data.augment, config.data.threads, device)
+        self.view_feeds = {
+            name: Feed(parts.data.train, pipeline, config.data.threads, device)
+            for name, pipeline in parts.views.items()
+        }
         self.counters = Counters(digest=digest(config))
-        self._resume()
-        self.wrapped = self._distribute()
+        self.ema = None
+        found = checkpoint.checkpoints(self.folder / "checkpoints")
+        if found:
+            self._resume(found[-1])
+        else:
+            self._begin_phase()
+        if context.is_first:
+            log.rewind(self.counters.step if found else -1)
+        self.saved_at = self.counters.step
 
     # -- set-up ------------------------------------------------------------------------------------------------------
 
-    def _resume(self) -> None:
-        found = checkpoint.checkpoints(self.folder / "checkpoints")
-        if found:
-            if self.context.is_first:
-                checkpoint.restore_best(found[-1], self.folder)
-            self.counters, tensors, optimizer = checkpoint.load(found[-1], self.counters.digest)
-            self.network.load_state_dict(tensors["student"])
-            self.objective.load_state_of_distillers(tensors.get("distillers", {}))
-            self.optimizer.load_state_dict(optimizer)
-            if self.ema:
-                self.ema.load(tensors["ema"])
+    def _resume(self, path: Path) -> None:
         if self.context.is_first:
-            self.log.rewind(self.counters.step if found else -1)
-        self.saved_at = self.counters.step
+            checkpoint.restore_best(path, self.folder)
+        self.counters, tensors, optimizer = checkpoint.load(path, self.counters.digest)
+        self.parts.student.model.load_state_dict(tensors["student"])
+        self.objective.load_state_of_distillers(tensors.get("distillers", {}))
+        self._begin_phase()
+        if self.optimizer:
+            self.optimizer.load_state_dict(optimizer)
+        if self.ema:
+            self.ema.load(tensors["ema"])
+
+    def _begin_phase(self) -> None:
+        """What the phase of the counters needs: its parameters, an optimizer without memory, the averaged weights."""
+        self.phase = self.objective.phase = self.phases[self.counters.phase]
+        self.parameters = self.trainable.begin(self.phase)
+        self.optimizer = self.build_optimizer(self.parameters) if self.parameters else None
+        if self.phase.stage is None and self.config.engine.ema:
+            self.ema = EMA(self.network, self.config.engine.ema)
+        self.wrapped = None
+        gc.collect()  # the last phase's wrapper takes its hooks off the parameters when it goes
+        self.wrapped = self._distribute()
 
     def _distribute(self) -> nn.Module:
-        if self.context.world_size == 1:
+        if self.context.world_size == 1 or not self.parameters:
             return self.objective
         return DistributedDataParallel(
             self.objective,
             broadcast_buffers=False,  # banks and statistics are kept equal by gathering
             gradient_as_bucket_view=True,
-            find_unused_parameters=self._some_parameter_is_unused(),
+            # A head that a step does not use, the classifier where only embeddings are compared, what a stage leaves.
+            find_unused_parameters=bool(list(self.objective.distillers.parameters())) or not self._reads_logits(),
         )
 
-    def _some_parameter_is_unused(self) -> bool:
-        """Whether the losses leave the classifier without gradient, as when only embeddings are compared."""
-        return not any("logits" in d.requires.student for d in self.objective.distillers)
+    def _reads_logits(self) -> bool:
+        return any("logits" in distiller.requires.student for distiller in self.objective.distillers)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         self.started = time.monotonic() - self.counters.seconds
         if self.counters.step == 0 and self.counters.teacher is None:
-            self._measure_teacher()
-        epochs = self.config.schedule.epochs
-        while self.counters.epoch < epochs:
-            self._epoch()
+            self._measure_teachers()
+        while True:
+            while self.counters.epoch < self._epochs():
+                self._epoch()
+            if self.phase.stage is None:
+                break
+            self.counters.phase, self.counters.epoch = self.counters.phase + 1, 0
+            self._begin_phase()
         if self.context.is_first:
             self.log.guard()
             checkpoint.replace_safetensors(self.student_state(), self.folder / "student.safetensors")
         self.context.barrier()
 
-    def _measure_teacher(self) -> None:
-        teacher = self.parts.teacher
-        if teacher is None:
-            return
-        result = self._evaluate(lambda pictures: teacher(pictures).logits, "test", "teacher")
-        least = self.config.teacher.min_accuracy
-        if least is not None and result["top1"] < least:
-            raise ConfigError(
-                f"the teacher's accuracy on the test set is {result['top1']:.2%}, below teacher.min_accuracy "
-                f"({least:.2%}): a wrong checkpoint, "
-                "a wrong normalisation (teacher.normalize), or other data than it was trained on"
-            )
-        self.counters.teacher = result
-        parameters = sum(p.numel() for p in teacher.parameters())
-        self._row({"kind": "teacher", **result, "parameters": parameters})
+    def _epochs(self) -> int:
+        return self.phase.stage.epochs if self.phase.stage else self.config.schedule.epochs
+
+    def _measure_teachers(self) -> None:
+        teachers, measured = self.parts.teachers, {}
+        for name, network in teachers.networks.items():
+            measured[name] = result = self._evaluate(partial(teachers.logits, name), "test", "teacher")
+            section = self.config.all_teachers[name]
+            where = "teacher" if self.config.teacher else f"teachers.{name}"
+            if section.min_accuracy is not None and result["top1"] < section.min_accuracy:
+                raise ConfigError(
+                    f"{where}: its accuracy on the test set is {result['top1']:.2%}, below {where}.min_accuracy "
+                    f"({section.min_accuracy:.2%}): a wrong checkpoint, "
+                    f"a wrong normalisation ({where}.normalize), or other data than it was trained on"
+                )
+            parameters = sum(p.numel() for p in network.parameters())
+            self._row({"kind": "teacher", "name": name, **result, "parameters": parameters})
+        if AVERAGE in teachers.of_loss.values():
+            measured[AVERAGE] = self._evaluate(partial(teachers.logits, AVERAGE), "test", "teacher")
+            self._row({"kind": "teacher", "name": AVERAGE, **measured[AVERAGE]})
+        self.counters.teacher = measured or None
 
     def _epoch(self) -> None:
         counters, config, context = self.counters, self.config, self.context
@@ -167,27 +204,37 @@ class Training:
         mine = [rows[share(len(rows), context.rank, context.world_size)] for rows in order]
         view = counters.epoch % (config.data.views or config.schedule.epochs)
         sums = Sums(context, counters.sums)
-        self.objective.train()
+        self.trainable.set_modes(self.phase)
         pictures = self.feed.batches(mine[done_before:], view)
+        extra = {name: feed.batches(mine[done_before:], view) for name, feed in self.view_feeds.items()}
         for number in range(done_before, len(order)):
-            terms = self._step(order[number], mine[number], next(pictures), number, len(order))
+            views = {name: next(more) for name, more in extra.items()}
+            terms = self._step(order[number], mine[number], next(pictures), views, number, len(order))
             sums.add(terms, len(mine[number]))
             counters.step += 1
             counters.batch += 1
-            self._say(phase="training", epoch=counters.epoch, batch=counters.batch, batches=len(order))
-            if counters.step % config.engine.log_every == 0:
+            self._say(
+                phase="training", stage=self.phase.name, epoch=counters.epoch, batch=counters.batch, batches=len(order)
+            )
+            if terms and counters.step % config.engine.log_every == 0:
                 self._log_step(terms, len(mine[number]))
             if self._checkpoint_is_due() and counters.batch < len(order) and self._at_update(number, len(order)):
                 counters.sums = sums.shared()
-                self._check_finite(counters.sums)
+                check_finite(counters.sums, counters.epoch + 1)
                 self._checkpoint()
         train_terms = sums.means()
         seconds = time.monotonic() - began
         seen = sum(len(rows) for rows in order[done_before:])
         counters.epoch, counters.batch, counters.sums = counters.epoch + 1, 0, {}
-        self._finish_epoch(train_terms, seen / seconds)
+        check_finite(train_terms, counters.epoch)
+        if self.phase.stage:
+            self._finish_epoch_of_stage(train_terms, seen / seconds)
+        else:
+            self._finish_epoch(train_terms, seen / seconds)
 
-    def _step(self, rows: Tensor, mine: Tensor, pictures: Tensor, number: int, total: int) -> dict[str, Tensor]:
+    def _step(
+        self, rows: Tensor, mine: Tensor, pictures: Tensor, views: dict[str, Tensor], number: int, total: int
+    ) -> dict[str, Tensor]:
         config, context, step = self.config, self.context, self.counters.step
         at = self.counters.epoch + number / total
         counts = [len(rows[share(len(rows), r, context.world_size)]) for r in range(context.world_size)]
@@ -209,23 +256,33 @@ class Training:
         )
         reseed(stream(config.seed, "dropout", step, context.rank), context.device)
         update = self._at_update(number, total)
-        quiet = nullcontext() if update or context.world_size == 1 else self.wrapped.no_sync()
-        with quiet:
-            teacher = self.parts.teacher(pictures) if self.parts.teacher else Outputs()
-            terms = self.wrapped(self.parts.normalize(pictures, self.parts.precision.dtype), teacher, batch, this_step)
-            loss = sum(self._weight(name, at) * term for name, term in terms.items())
+        concerned = [label for label, _ in self.objective.by_label() if self.phase.concerns(label)]
+        self._move_options(concerned, at)
+        distributed = self.wrapped is not self.objective
+        with self.wrapped.no_sync() if distributed and not update else nullcontext():
+            teachers = self.parts.teachers(pictures, views, concerned)
+            x, *more = (self.parts.normalize(p, self.parts.precision.dtype) for p in (pictures, *views.values()))
+            terms = self.wrapped(x, dict(zip(views, more)), teachers, batch, this_step)
+            if not terms and self.phase.stage is None:
+                raise ConfigError(
+                    f"losses: {', '.join(concerned)} adds nothing to the main loop, only to a stage before it, so the "
+                    "student would learn nothing there: add `ce: {}`"
+                )
             # Means over unequal parts: a part counts by its rows, so that the workers' average is the global mean.
-            part = len(mine) * context.world_size / len(rows)
-            (loss * (part / self._batches_of_update(number, total))).backward()
-        for distiller in self.objective.distillers:
-            distiller.after_backward(batch, this_step)
-        if update:
+            part = len(mine) * context.world_size / len(rows) / self._batches_of_update(number, total)
+            if terms:
+                sum(self._weight(name, at) * term * part for name, term in terms.items()).backward()
+        for label, distiller in self.objective.by_label():
+            if label in concerned:
+                distiller.after_backward(batch, this_step)
+        if update and terms:
             self._update(at)
         return terms
 
     def _update(self, at: float) -> None:
+        lr = self._lr(at)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.optimizer.lr * lr_factor(self.config.schedule, at)
+            group["lr"] = lr
         if self.config.engine.clip_norm:
             nn.utils.clip_grad_norm_(self.parameters, self.config.engine.clip_norm)
         self.optimizer.step()
@@ -233,8 +290,24 @@ class Training:
         if self.ema:
             self.ema.update()
 
+    def _lr(self, at: float) -> float:
+        base, stage = self.config.optimizer.lr, self.phase.stage
+        return (stage.lr or base) if stage else base * lr_factor(self.config.schedule, at)
+
     def _weight(self, term: str, at: float) -> float:
+        """Of a term in the sum; in a stage there is one loss only, and it counts as it is."""
+        if self.phase.stage:
+            return 1.0
         return loss_weight(self.config.losses[term.split("/")[0]].weight, at, self.config.schedule.epochs)
+
+    def _move_options(self, labels: list[str], at: float) -> None:
+        """Set the options that the config lets move to their values at epoch `at` of the main loop."""
+        for label, distiller in self.objective.by_label():
+            moving = self.config.losses[label].schedule
+            if moving and label in labels and self.phase.stage is None:
+                given = self.options[label]
+                now = {k: option_value(getattr(given, k), m, at, self._epochs()) for k, m in moving.items()}
+                distiller.options = given.model_copy(update=now)
 
     def _at_update(self, number: int, total: int) -> bool:
         return (number + 1) % self.config.engine.accumulate == 0 or number + 1 == total
@@ -246,9 +319,28 @@ class Training:
 
     # -- after an epoch ----------------------------------------------------------------------------------------------
 
+    def _finish_epoch_of_stage(self, terms: dict[str, float], rate: float) -> None:
+        counters, stage = self.counters, self.phase.stage
+        last = counters.epoch == stage.epochs
+        if last and stage.finish:
+            stage.finish()
+        self._row(
+            {
+                "kind": "stage",
+                "stage": self.phase.name,
+                "epoch": counters.epoch,
+                "epochs": stage.epochs,
+                "lr": self._lr(counters.epoch),
+                "terms": terms,
+                "pictures_per_second": rate,
+                "seconds": time.monotonic() - self.started,
+            }
+        )
+        if last or counters.epoch % self.config.checkpoint.every_epochs == 0:
+            self._checkpoint()
+
     def _finish_epoch(self, terms: dict[str, float], rate: float) -> None:
         counters, data = self.counters, self.parts.data
-        self._check_finite(terms)
         if self.config.engine.batch_norm == "local":  # one network is evaluated and exported: the first worker's
             for x in (*self.network.buffers(), *(self.ema.state.values() if self.ema else ())):
                 self.context.broadcast(x)
@@ -269,12 +361,11 @@ class Training:
             if self.context.is_first:
                 self.log.guard()
                 checkpoint.replace_safetensors(self.student_state(), self.folder / checkpoint.BEST)
-        lr = self.optimizer.param_groups[0]["lr"]
         self._row(
             {
                 "kind": "epoch",
                 "epoch": counters.epoch,
-                "lr": lr,
+                "lr": self.optimizer.param_groups[0]["lr"],
                 "loss": sum(self._weight(name, counters.epoch - 1) * value for name, value in terms.items()),
                 "terms": terms,
                 **results,
@@ -287,27 +378,18 @@ class Training:
         if last or counters.epoch % self.config.checkpoint.every_epochs == 0:
             self._checkpoint()
 
-    def _check_finite(self, terms: dict[str, float]) -> None:
-        """Raises RunFailed before a network that is lost replaces a good checkpoint."""
-        bad = [name for name, value in terms.items() if not math.isfinite(value)]
-        if bad:
-            raise RunFailed(
-                f"{', '.join(bad)} is not a finite number any more in epoch {self.counters.epoch}: lower optimizer.lr, "
-                "set engine.clip_norm, or use engine.precision fp32. The last checkpoint is from before."
-            )
-
     def _student(self, pictures: Tensor) -> Tensor:
         precision = self.parts.precision
         x = self.parts.normalize(pictures, precision.dtype)
         if self.ema:
-            with torch.autocast(self.context.device.type, torch.bfloat16, enabled=precision.autocast):
-                return functional_call(self.network, self.ema.state, (x,))
-        return precision.run(self.parts.student, x).logits
+            return precision.run(lambda x: functional_call(self.network, self.ema.state, (x,)), x)
+        return precision.run(self.network, x)
 
     def _evaluate(self, network, split: str, phase: str) -> dict[str, float]:
         data = self.parts.data
         self._say(phase=phase)
         self.objective.eval()
+        self.network.eval()
         split = getattr(data, split)
         return evaluate(
             network, split, Feed(split, data.evaluate, self.config.data.threads, self.context.device), self.context
@@ -319,36 +401,25 @@ class Training:
 
     def _checkpoint(self) -> None:
         self.counters.seconds = time.monotonic() - self.started
-        self._check_replicas()
+        check_replicas(self.objective, self.context)
         if self.context.is_first:
             self.log.guard()
-            tensors = {"student": self.network.state_dict(), "distillers": self.objective.state_of_distillers()}
+            tensors = {
+                "student": self.parts.student.model.state_dict(),
+                "distillers": self.objective.state_of_distillers(),
+            }
             if self.ema:
                 tensors["ema"] = self.ema.state
             path = checkpoint.save(
                 self.folder,
                 self.counters,
                 tensors,
-                self.optimizer.state_dict(),
+                self.optimizer.state_dict() if self.optimizer else {},
                 self.config.checkpoint.keep,
             )
             self._row({"kind": "checkpoint", "path": path.name})
         self.saved_at = self.counters.step
         self.context.barrier()
-
-    def _check_replicas(self) -> None:
-        """Raises PluginError when a loss holds other buffers on another worker: it wrote what it had not gathered."""
-        if self.context.world_size == 1:
-            return
-        for label, distiller in self.objective.by_label():
-            for name, buffer in distiller.named_buffers():
-                mine = _checksum(buffer).view(1)
-                if len(self.context.gather(mine, [1] * self.context.world_size).unique()) > 1:
-                    raise PluginError(
-                        f"loss '{label}' ({type(distiller).__name__}): its buffer {name} differs between workers. "
-                        f"Buffers must be "
-                        "written from gathered values (step.gather) and from step.generator only."
-                    )
 
     def _checkpoint_is_due(self) -> bool:
         every = self.config.checkpoint.every_steps
@@ -363,37 +434,9 @@ class Training:
     def _log_step(self, terms: dict[str, Tensor], rows: int) -> None:
         sums = Sums(self.context, {})
         sums.add(terms, rows)
-        self._row({"kind": "step", "epoch": self.counters.epoch, "terms": sums.means()})
+        of_stage = {"stage": self.phase.name} if self.phase.stage else {}
+        self._row({"kind": "step", **of_stage, "epoch": self.counters.epoch, "terms": sums.means()})
 
     def _say(self, **now) -> None:
         if self.context.is_first:
-            self.log.progress(epochs=self.config.schedule.epochs, **now)
-
-
-def _checksum(x: Tensor) -> Tensor:
-    """A number that follows from the bits of x and their places; taken in pieces, since a bank may be large."""
-    total = torch.zeros((), dtype=torch.int64, device=x.device)
-    for number, piece in enumerate(x.detach().flatten().contiguous().view(torch.uint8).split(1 << 22)):
-        weight = torch.arange(1, len(piece) + 1, device=x.device) % 65521 + number
-        total += (piece * weight).sum()
-    return total
-
-
-def check_same_data(data: Data, expected: str) -> None:
-    """Raises MismatchError when these are not the pictures that the run began with."""
-    if data.fingerprint() != expected:
-        raise MismatchError(
-            f"the data set {data.name} is not the one that this run began with (fingerprint {data.fingerprint()[:12]}, "
-            f"then {expected[:12]}): give it the same files (data.path), or start a new run"
-        )
-
-
-def check_last_batch(config: Config, samples: int, workers: int) -> None:
-    """Raises ConfigError when the rest of an epoch would leave a worker without a sample."""
-    rest = samples % config.data.batch_size
-    if config.data.last_batch == "keep" and 0 < rest < workers:
-        raise ConfigError(
-            f"{samples} training samples in batches of {config.data.batch_size} leave {rest} in an epoch's last batch, "
-            f"fewer than the {workers} workers: use data.last_batch=drop, another data.batch_size, "
-            f"or --num-workers {rest}"
-        )
+            self.log.progress(epochs=self._epochs(), **now)

@@ -77,10 +77,11 @@ class Experiment:
         check_batch(config)
         if config.scale.num_workers == 0:
             _device(config)
-        if config.teacher and config.teacher.train:
-            check_batch(self._recipe(config))
-        checkpoint = config.teacher.checkpoint if config.teacher else None
-        parts = build(config, self.registry, self.project.data, checkpoint, torch.device("cpu"))
+        for name, teacher in config.all_teachers.items():
+            if teacher.train:
+                check_batch(self._recipe(config, name))
+        given = {name: t.checkpoint for name, t in config.all_teachers.items() if t.checkpoint}
+        parts = build(config, self.registry, self.project.data, given, torch.device("cpu"))
         check_last_batch(config, len(parts.data.train), config.scale.num_workers)
         return parts
 
@@ -106,10 +107,11 @@ class Experiment:
         try:
             run.set_status("running")
             self._tell("kdray_run_started", run, config)
-            teacher = self._teacher(run, config)
+            teachers = self._teachers(run, config)
             alone = self._alone(run, config) if config.baseline else None
-            self._train(run, config, teacher)
-            summary = summarise(run, config, teacher_run=_run_of(teacher), alone=alone)
+            self._train(run, config, teachers)
+            teacher_runs = {name: _run_of(checkpoint) for name, checkpoint in teachers.items()}
+            summary = summarise(run, config, teacher_runs, alone)
             run.set_status("finished")
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -128,36 +130,47 @@ class Experiment:
         for problem in self.registry.host.tell(hook, run=about, **more):
             self.console.say(f"warning: {problem}")
 
-    def _teacher(self, run: RunFolder, config: Config) -> str | None:
-        """The file of the teacher's weights; trained first where the config says how. The run remembers which it
-        was."""
-        if config.teacher is None or config.teacher.train is None:
-            return config.teacher.checkpoint if config.teacher else None
-        remembered = read_json(run.path / "teacher.json")
-        if remembered:
-            return remembered["checkpoint"]
-        trained = self._once(self._recipe(config), run, config, "training the teacher")
-        checkpoint = str(trained.path / "student.safetensors")
-        write_json(run.path / "teacher.json", {"run": trained.name, "checkpoint": checkpoint})
-        return checkpoint
+    def _teachers(self, run: RunFolder, config: Config) -> dict[str, str]:
+        """The file of its weights by teacher; trained first where the config says how. The run remembers which they
+        were."""
+        remembered, found = read_json(run.path / "teachers.json") or {}, {}
+        for name, teacher in config.all_teachers.items():
+            if teacher.train and name not in remembered:
+                which = "the teacher" if config.teacher else f"teacher {name}"
+                trained = self._once(self._recipe(config, name), run, config, f"training {which}")
+                file = str(trained.path / "student.safetensors")
+                remembered = {**remembered, name: {"run": trained.name, "checkpoint": file}}
+                write_json(run.path / "teachers.json", remembered)
+            checkpoint = remembered[name]["checkpoint"] if teacher.train else teacher.checkpoint
+            if checkpoint:
+                found[name] = checkpoint
+        return found
 
-    def _recipe(self, config: Config) -> Config:
-        """The config that trains the teacher, with the scale of the run it is for. Raises ConfigError where it makes
+    def _recipe(self, config: Config, name: str) -> Config:
+        """The config that trains a teacher, with the scale of the run it is for. Raises ConfigError where it makes
         another network."""
-        recipe = load_config(config.teacher.train, registry=self.registry).config
-        wanted, made = ({"model": m.model, **m.options} for m in (config.teacher, recipe.student))
-        for key in wanted.keys() | made.keys():
-            if wanted.get(key) != made.get(key):
+        teacher, key = config.all_teachers[name], "teacher" if config.teacher else f"teachers.{name}"
+        recipe = load_config(teacher.train, registry=self.registry).config
+        wanted, made = ({"model": m.model, **m.options} for m in (teacher, recipe.student))
+        for option in wanted.keys() | made.keys():
+            if wanted.get(option) != made.get(option):
                 raise ConfigError(
-                    f"teacher.{key} is {wanted.get(key)}, but the student that {config.teacher.train} trains to be "
-                    f"the teacher has {key} {made.get(key)}: make them equal"
+                    f"{key}.{option} is {wanted.get(option)}, but the student that {teacher.train} trains to be "
+                    f"the teacher has {option} {made.get(option)}: make them equal"
                 )
         return recipe.model_copy(update={"scale": config.scale})
 
     def _alone(self, run: RunFolder, config: Config) -> RunFolder:
         ce = config.losses.get("ce", LossConfig()).model_copy(update={"weight": 1.0})
         recipe = config.model_copy(
-            update={"name": f"{config.name}-alone", "losses": {"ce": ce}, "teacher": None, "baseline": False}
+            update={
+                "name": f"{config.name}-alone",
+                "data": config.data.model_copy(update={"extra_views": {}}),
+                "losses": {"ce": ce},
+                "teacher": None,
+                "teachers": {},
+                "baseline": False,
+            }
         )
         return self._once(recipe, run, config, "training the student alone")
 
@@ -181,9 +194,9 @@ class Experiment:
         self.console.say(f"{why}: {name}")
         return self._advance(run, recipe) if run.path.exists() else self._start(recipe, name)
 
-    def _train(self, run: RunFolder, config: Config, teacher: str | None) -> None:
+    def _train(self, run: RunFolder, config: Config, teachers: dict[str, str]) -> None:
         shutil.rmtree(run.path / "failures", ignore_errors=True)
-        job = Job(config, run.path, self.project.data, teacher, run.data)
+        job = Job(config, run.path, self.project.data, teachers, run.data)
 
         def on_row(row: dict) -> None:
             screen.row(row)
@@ -291,7 +304,7 @@ def _device(config: Config) -> torch.device:
     return torch.device("cuda" if wanted else "cpu")
 
 
-def _run_of(checkpoint: str | None) -> RunFolder | None:
+def _run_of(checkpoint: str) -> RunFolder | None:
     """The run that trained a teacher, where it was one of ours."""
-    folder = Path(checkpoint).parent if checkpoint else None
-    return RunFolder(folder) if folder and (folder / "status.json").exists() else None
+    folder = Path(checkpoint).parent
+    return RunFolder(folder) if (folder / "status.json").exists() else None

@@ -9,35 +9,55 @@ import torch
 from ..config.schema import Config, LossConfig, StudentConfig
 from ..data.feed import Feed
 from ..data.normalize import Normalize
+from ..distiller import Distiller
 from ..engine.build import build
 from ..engine.context import Context
 from ..engine.evaluate import evaluate
 from ..errors import ConfigError
+from ..models.checkpoint import load_weights
 from ..registry import Registry
 
 
 def measure(
     config: Config, registry: Registry, data_root: Path, weights: str, role: str, split: str
 ) -> dict[str, float]:
-    """top1, top5, loss, samples of `weights` as the student or the teacher of `config`."""
-    network = getattr(config, role)
-    if network is None:
-        raise ConfigError("this config has no teacher")
-    own = network.normalize if role == "teacher" else None
-    keys = {key: getattr(network, key) for key in ("model", "layers")}
-    student = StudentConfig(**keys, weights=None, checkpoint=weights, **network.options)
-    alone = config.model_copy(update={"student": student, "teacher": None, "losses": {"ce": LossConfig()}})
+    """top1, top5, loss, samples of `weights` as the student of `config` or as its teacher of the name `role`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parts = build(alone, registry, data_root, None, device)
+    losses, teachers, network, own = config.losses, config.all_teachers, config.student, None
+    if role != "student":
+        if role not in teachers:
+            has = f"it has {', '.join(teachers)}" if teachers else "it has none"
+            raise ConfigError(f"this config has no teacher '{role}': {has}")
+        losses, network, own = {}, teachers[role], teachers[role].normalize
+    # What the losses make of a student is what is measured, where one gives it another head; else they do not matter.
+    classes = {label: registry.get("distillers", loss.use or label).cls for label, loss in losses.items()}
+    heads = {label: losses[label] for label, cls in classes.items() if cls.deployed is not Distiller.deployed}
+    views = {name for label in heads for name in classes[label].requires.views}
+    keys = {key: getattr(network, key) for key in ("model", "layers")}
+    untrained = {name: t.model_copy(update={"weights": None, "checkpoint": None}) for name, t in teachers.items()}
+    alone = config.model_copy(
+        update={
+            "data": config.data.model_copy(
+                update={"extra_views": {k: v for k, v in config.data.extra_views.items() if k in views}}
+            ),
+            "student": StudentConfig(**keys, weights=None, checkpoint=None, **network.options),
+            "teacher": None,
+            "teachers": untrained if heads else {},
+            "losses": heads or {"ce": LossConfig()},
+        }
+    )
+    parts = build(alone, registry, data_root, {}, device)
+    student = parts.objective.deployed()
+    load_weights(student, weights)
     chosen = getattr(parts.data, split)
     if chosen is None:
         raise ConfigError("this config holds no validation split out: set data.validation")
     normalize = Normalize(own.mean, own.std) if own else parts.normalize
     feed = Feed(chosen, parts.data.evaluate, config.data.threads, device)
-    parts.student.eval()
+    student.eval()
     with torch.no_grad():
         return evaluate(
-            lambda x: parts.precision.run(parts.student, normalize(x, parts.precision.dtype)).logits,
+            lambda x: parts.precision.run(student, normalize(x, parts.precision.dtype)),
             chosen,
             feed,
             Context(device=device),

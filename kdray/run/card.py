@@ -6,6 +6,7 @@ import json
 
 from ..config.schema import Config
 from .folder import RunFolder
+from .summary import teachers_of
 
 
 def model_card(run: RunFolder, config: Config, summary: dict) -> str:
@@ -15,13 +16,13 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
     rows.append((f"student, best epoch ({best['epoch']}, by {best['split']})", config.student.model, best["test_top1"]))
     if "alone" in summary:
         rows.insert(0, ("student alone, last epoch", config.student.model, summary["alone"]["last"]["top1"]))
-    if "teacher" in summary:
-        rows.insert(0, ("teacher", config.teacher.model, summary["teacher"]["top1"]))
+    teachers = teachers_of(summary)
+    rows[:0] = [(what, teacher["model"], teacher["top1"]) for what, teacher in teachers]
     lines = [
         f"# {run.name}",
         "",
         f"A `{config.student.model}` ({summary['parameters']:,} parameters) trained on `{data.name}`"
-        + (f", distilled from a `{config.teacher.model}`." if config.teacher else "."),
+        + (f", distilled from {' and '.join(sorted(_names(config)))}." if teachers else "."),
         "",
         "| network | model | test accuracy |",
         "| --- | --- | ---: |",
@@ -51,6 +52,10 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
         + "Nothing is known of other data, of fairness, or of robustness.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _names(config: Config) -> set[str]:
+    return {f"`{teacher.model}`" for teacher in config.all_teachers.values()}
 
 
 def _weight(weight) -> str:

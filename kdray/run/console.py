@@ -41,7 +41,6 @@ class Screen:
 
     def __init__(self, console: Console, run: RunFolder, config: Config):
         self.console, self.epochs = console, config.schedule.epochs
-        self.every = ceil(self.epochs / LINES)
         self.told_at = time.monotonic()
         self.trackers, self.warned = None, False
         self.run = run
@@ -65,19 +64,28 @@ class Screen:
             return
         if now["phase"] == "training":
             done = now["epoch"] + now["batch"] / now["batches"]
-            text = f"epoch {now['epoch'] + 1}, batch {now['batch']}/{now['batches']}"
-            self.bar.update(self.task, completed=round(done, 2), description=text)
+            stage = f"{now['stage']}, " if now["stage"] else ""
+            text = f"{stage}epoch {now['epoch'] + 1}, batch {now['batch']}/{now['batches']}"
+            self.bar.update(self.task, completed=round(done, 2), total=now["epochs"], description=text)
         else:
             self.bar.update(self.task, description=now["phase"])
 
+    def _is_due(self, epoch: int, epochs: int) -> bool:
+        """Whether an epoch gets a line of its own."""
+        now = time.monotonic()
+        if epoch in (1, epochs) or epoch % ceil(epochs / LINES) == 0 or now - self.told_at > SECONDS:
+            self.told_at = now
+            return True
+        return False
+
     def row(self, row: dict) -> None:
         if row["kind"] == "teacher":
-            self.console.say(f"  teacher: {row['top1']:.2%} on the test set")
-        elif row["kind"] == "epoch":
-            now, epoch = time.monotonic(), row["epoch"]
-            if epoch in (1, self.epochs) or epoch % self.every == 0 or now - self.told_at > SECONDS:
-                self.told_at = now
-                self.console.say(epoch_line(row, self.epochs))
+            which = "" if row["name"] == "teacher" else f" {row['name']}"
+            self.console.say(f"  teacher{which}: {row['top1']:.2%} on the test set")
+        elif row["kind"] == "stage" and self._is_due(row["epoch"], row["epochs"]):
+            self.console.say(stage_line(row))
+        elif row["kind"] == "epoch" and self._is_due(row["epoch"], self.epochs):
+            self.console.say(epoch_line(row, self.epochs))
         if row["kind"] in ("step", "epoch") and not self.warned:
             with self._curves():
                 self._tensorboard(row["step"]).row(row)
@@ -104,6 +112,15 @@ class Screen:
         if self.trackers and not self.warned:
             with self._curves():
                 self.trackers.close()
+
+
+def stage_line(row: dict) -> str:
+    """`  stage ft/paraphraser 12/30  loss 0.123  1,234/s`"""
+    terms = ", ".join(_short(value) for value in row["terms"].values())
+    return (
+        f"  stage {row['stage']} {row['epoch']}/{row['epochs']}{f'  loss {terms}' if terms else ''}  "
+        f"{row['pictures_per_second']:,.0f}/s"
+    )
 
 
 def epoch_line(row: dict, epochs: int) -> str:

@@ -6,6 +6,7 @@ from math import ceil
 
 from ..config.schema import Config
 from ..engine.build import Parts
+from ..engine.phases import phases
 
 
 def plan(config: Config, parts: Parts) -> dict:
@@ -32,15 +33,23 @@ def plan(config: Config, parts: Parts) -> dict:
             for label, distiller in parts.objective.by_label()
         },
     }
-    if config.teacher:
-        model = parts.teacher.network.model
-        found["teacher"] = {"model": config.teacher.model, "parameters": count(model), "train": config.teacher.train}
+    found["teachers"] = {
+        name: {
+            "model": teacher.model,
+            "parameters": count(parts.teachers.networks[name].network.model),
+            "train": teacher.train,
+        }
+        for name, teacher in config.all_teachers.items()
+    }
+    found["stages"] = {
+        phase.name: phase.stage.epochs for phase in phases(parts.objective.by_label()) if phase.stage is not None
+    }
     return found
 
 
 def describe(plan: dict) -> str:
     """The same in words."""
-    data, teacher = plan["data"], plan.get("teacher")
+    data = plan["data"]
     workers = f"{plan['num_workers']} Ray workers" if plan["num_workers"] else "in this process"
     lines = [
         f"{plan['name']}: {plan['epochs']} epochs of {plan['steps_per_epoch']} steps, "
@@ -50,9 +59,12 @@ def describe(plan: dict) -> str:
         f"{data['classes']} classes",
         f"  student  {plan['student']['model']}: {plan['student']['parameters']:,} parameters",
     ]
-    if teacher:
+    for name, teacher in plan["teachers"].items():
         how = f"trained first by {teacher['train']}" if teacher["train"] else "measured before the first step"
-        lines.append(f"  teacher  {teacher['model']}: {teacher['parameters']:,} parameters, {how}")
+        which = "" if name == "teacher" else f"{name}, "
+        lines.append(f"  teacher  {which}{teacher['model']}: {teacher['parameters']:,} parameters, {how}")
+    for name, epochs in plan["stages"].items():
+        lines.append(f"  stage    {name}: {epochs} epochs before the main loop")
     for label, loss in plan["losses"].items():
         lines.append(
             f"  loss     {label}: {loss['parameters']:,} parameters, "

@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def summarise(run: RunFolder, config: Config, teacher_run: RunFolder | None, alone: RunFolder | None) -> dict:
-    """Write summary.json and MODEL_CARD.md, and return the former."""
+def summarise(
+    run: RunFolder, config: Config, teacher_runs: dict[str, RunFolder | None], alone: RunFolder | None
+) -> dict:
+    """Write summary.json and MODEL_CARD.md, and return the former. teacher_runs: by teacher, the run that trained it,
+    where it was one of ours."""
     from .card import model_card
 
     epochs = run.rows("epoch")
     last = epochs[-1]
-    teacher = next(iter(run.rows("teacher")), None)
+    teachers = {row["name"]: row for row in run.rows("teacher")}
     summary = {
         "name": run.name,
         "path": str(run.path.resolve()),
@@ -29,13 +32,21 @@ def summarise(run: RunFolder, config: Config, teacher_run: RunFolder | None, alo
         "pictures_per_second": last["pictures_per_second"],
         "seed": config.seed,
     }
-    if teacher:
-        summary["teacher"] = {
-            "model": config.teacher.model,
-            "run": teacher_run.name if teacher_run else None,
-            "parameters": teacher["parameters"],
-            **_scores(teacher),
+    found = {
+        name: {
+            "model": section.model,
+            "run": teacher_runs[name].name if teacher_runs.get(name) else None,
+            "parameters": teachers[name]["parameters"],
+            **_scores(teachers[name]),
         }
+        for name, section in config.all_teachers.items()
+    }
+    if "average" in teachers:
+        found["average"] = {"model": f"average of {len(found)}", "parameters": None, **_scores(teachers["average"])}
+    if config.teacher:
+        summary["teacher"] = found["teacher"]
+    elif found:
+        summary["teachers"] = found
     if alone:
         summary["alone"] = {key: (alone.summary or {})[key] for key in ("name", "last", "best", "parameters")}
     write_json(run.path / "summary.json", summary)
@@ -65,6 +76,12 @@ def _parameters(run: RunFolder) -> int:
     return sum(prod(shape) for name, shape in shapes.items() if not name.endswith(buffers))
 
 
+def teachers_of(summary: dict) -> list[tuple[str, dict]]:
+    """(heading, numbers) of each teacher."""
+    one = [("teacher", summary["teacher"])] if "teacher" in summary else []
+    return one + [(f"teacher {name}", numbers) for name, numbers in summary.get("teachers", {}).items()]
+
+
 def table(summary: dict) -> Table:
     """Teacher, student alone, distilled student: accuracy on the test set at the last and at the best epoch."""
     from rich.table import Table
@@ -79,13 +96,12 @@ def table(summary: dict) -> Table:
         shown = f"{best['test_top1']:.2%} ({best['epoch']})" if best else ""
         found.add_row(what, network, f"{parameters:,}" if parameters else "", f"{last['top1']:.2%}", shown)
 
-    if "teacher" in summary:
-        teacher = summary["teacher"]
-        add("teacher", teacher["model"], teacher["parameters"], teacher, None)
+    for what, teacher in teachers_of(summary):
+        add(what, teacher["model"], teacher["parameters"], teacher, None)
     if "alone" in summary:
         alone = summary["alone"]
         add("student alone", summary["student"], alone["parameters"], alone["last"], alone["best"])
-    what = "distilled student" if "teacher" in summary else "student"
+    what = "distilled student" if teachers_of(summary) else "student"
     add(what, summary["student"], summary["parameters"], summary["last"], summary["best"])
     found.caption = "accuracy on the test set; best by " + (
         "the validation set" if summary["best"]["split"] == "validation" else "the test set itself"

@@ -1,0 +1,67 @@
+"""What is looked at again and again, so that a run does not go on into nonsense."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..config.schema import Config
+from ..data.build import Data
+from ..errors import ConfigError, MismatchError, PluginError, RunFailed
+from .context import Context
+from .objective import Objective
+
+
+def check_finite(terms: dict[str, float], epoch: int) -> None:
+    """Raises RunFailed before a network that is lost replaces a good checkpoint."""
+    bad = [name for name, value in terms.items() if not math.isfinite(value)]
+    if bad:
+        raise RunFailed(
+            f"{', '.join(bad)} is not a finite number any more in epoch {epoch}: lower optimizer.lr, "
+            "set engine.clip_norm, or use engine.precision fp32. The last checkpoint is from before."
+        )
+
+
+def check_replicas(objective: Objective, context: Context) -> None:
+    """Raises PluginError when a loss holds other buffers on another worker: it wrote what it had not gathered."""
+    if context.world_size == 1:
+        return
+    for label, distiller in objective.by_label():
+        for name, buffer in distiller.named_buffers():
+            mine = _checksum(buffer).view(1)
+            if len(context.gather(mine, [1] * context.world_size).unique()) > 1:
+                raise PluginError(
+                    f"loss '{label}' ({type(distiller).__name__}): its buffer {name} differs between workers. Buffers "
+                    "must be written from gathered values (step.gather) and from step.generator only."
+                )
+
+
+def _checksum(x: Tensor) -> Tensor:
+    """A number that follows from the bits of x and their places; taken in pieces, since a bank may be large."""
+    total = torch.zeros((), dtype=torch.int64, device=x.device)
+    for number, piece in enumerate(x.detach().flatten().contiguous().view(torch.uint8).split(1 << 22)):
+        weight = torch.arange(1, len(piece) + 1, device=x.device) % 65521 + number
+        total += (piece * weight).sum()
+    return total
+
+
+def check_same_data(data: Data, expected: str) -> None:
+    """Raises MismatchError when these are not the pictures that the run began with."""
+    if data.fingerprint() != expected:
+        raise MismatchError(
+            f"the data set {data.name} is not the one that this run began with (fingerprint {data.fingerprint()[:12]}, "
+            f"then {expected[:12]}): give it the same files (data.path), or start a new run"
+        )
+
+
+def check_last_batch(config: Config, samples: int, workers: int) -> None:
+    """Raises ConfigError when the rest of an epoch would leave a worker without a sample."""
+    rest = samples % config.data.batch_size
+    if config.data.last_batch == "keep" and 0 < rest < workers:
+        raise ConfigError(
+            f"{samples} training samples in batches of {config.data.batch_size} leave {rest} in an epoch's last batch, "
+            f"fewer than the {workers} workers: use data.last_batch=drop, another data.batch_size, "
+            f"or --num-workers {rest}"
+        )
