@@ -10,11 +10,25 @@ __version__ = "0.1.0"
 _HOME = {
     "hooks": ["hookimpl"],
     "options": ["Options"],
-    "specs": ["AugmentationSpec", "DatasetSpec", "DistillerSpec", "Layers", "ModelSpec", "OptimizerSpec"],
+    "specs": [
+        "AugmentationSpec",
+        "CommandSpec",
+        "DatasetSpec",
+        "DistillerSpec",
+        "Layers",
+        "ModelSpec",
+        "OptimizerSpec",
+        "TrackerSpec",
+    ],
     "distiller": ["Batch", "Distiller", "Outputs", "Published", "Requires", "Setup", "Shapes", "Stage", "Step"],
-    "negatives": ["BankOptions", "BatchOptions", "QueueOptions", "negative_pool"],
+    "contrast.options": ["AllOptions", "BankOptions", "BatchOptions", "QueueOptions"],
+    "contrast.pools": ["negative_pool"],
+    "contrast.objectives": ["infonce", "nce", "partition"],
+    "contrast.ring": ["Ring"],
+    "contrast.slow": ["Slow"],
     "data.source": ["Source"],
     "data.augment": ["Augmentation"],
+    "tracker": ["Tracker"],
     "errors": ["ConfigError", "KdrayError", "MismatchError", "PluginError", "RunFailed"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}

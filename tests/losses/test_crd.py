@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from kdray import BankOptions
+from kdray.contrast.draws import OtherClasses, SameClass
 from kdray.distiller import Batch, Setup, Shapes, Step
 from kdray.errors import ConfigError
-from kdray.negatives import BankOptions, OtherClasses, SameClass
 from kdray.registry import Registry
 from kdray.testing import evaluate
 
