@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from .specs import AugmentationSpec, DatasetSpec, DistillerSpec, ModelSpec, OptimizerSpec
+    from .specs import (
+        AugmentationSpec,
+        CommandSpec,
+        DatasetSpec,
+        DistillerSpec,
+        ModelSpec,
+        OptimizerSpec,
+        TrackerSpec,
+    )
 
 PROJECT = "kdray"
 HOOK_API = 1
@@ -195,6 +203,98 @@ def kdray_optimizers() -> Iterable[OptimizerSpec]:
 
 
 @hookspec
+def kdray_trackers() -> Iterable[TrackerSpec]:
+    """What follows a run, each named in the list `trackers`.
+
+    Runs once in the driver and in every worker; `cls` is made on the driver alone. Returns
+    `TrackerSpec(name, cls, Options, summary)` with a subclass of `kdray.Tracker`: made when a run starts to train or is
+    resumed, it hears of every row of the metrics file, and of the end. `check` runs before anything is written and may
+    raise ConfigError, for instance where a package is missing; an exception of the other methods is told once, and the
+    run goes on without that tracker. `Tracker.scalars(row)` gives the numbers of a row by the names of their curves.
+
+    ```python
+    from pathlib import Path
+
+    from pydantic import Field
+
+    from kdray import Options, Tracker, TrackerSpec, hookimpl
+
+
+    class CSVOptions(Options):
+        curve: str = Field("test/top1", description="The curve that is written.")
+
+
+    class CSV(Tracker):
+        def row(self, row):
+            numbers = self.scalars(row)
+            if self.options.curve in numbers:
+                with Path(self.run["path"], "curve.csv").open("a") as file:
+                    file.write(f"{row['step']},{numbers[self.options.curve]}\\n")
+
+        def close(self, state):
+            Path(self.run["path"], "curve.txt").write_text(state)
+
+
+    @hookimpl
+    def kdray_trackers():
+        return [TrackerSpec("csv", CSV, CSVOptions, summary="One curve as a table.")]
+    ```
+    """
+
+
+@hookspec
+def kdray_commands() -> Iterable[CommandSpec]:
+    """Further verbs of the command line: `kdray NAME`.
+
+    Runs once in the driver and in every worker; `function` runs only when its verb is given. Returns
+    `CommandSpec(name, function, help)`. The function is a command of Typer: its parameters are the arguments and
+    options of the command line. kdray's own verbs cannot be replaced, and plugins are loaded only for a verb that is
+    none of them, so that `kdray --help` stays quick; `kdray list commands` shows those of plugins.
+
+    ```python
+    from pathlib import Path
+    from typing import Annotated
+
+    import typer
+
+    from kdray import CommandSpec, ConfigError, hookimpl
+
+
+    def size(run: Annotated[Path, typer.Argument(help="Folder of a run.")]):
+        if not run.is_dir():
+            raise ConfigError(f"there is no folder {run}")
+        typer.echo(sum(file.stat().st_size for file in run.rglob("*") if file.is_file()))
+
+
+    @hookimpl
+    def kdray_commands():
+        return [CommandSpec("size", size, help="Bytes of a run's folder.")]
+    ```
+    """
+
+
+@hookspec
+def kdray_configure(config: dict) -> None:
+    """A config is loaded and checked, and its run is about to be built.
+
+    Runs on the driver, never in a worker, before anything is written; also at `kdray resume`, at `--dry-run`, and for
+    the runs of a teacher and of a baseline that are trained on the way. `config` is the resolved config as a plain
+    dict, a copy: changing it changes nothing. A ConfigError refuses the run; any other exception stops the command as
+    an error of the plugin.
+
+    ```python
+    from kdray import ConfigError, hookimpl
+
+
+    @hookimpl
+    def kdray_configure(config):
+        if config["scale"]["num_workers"] > 8:
+            raise ConfigError("scale.num_workers: this cluster is shared, take 8 at most")
+    ```
+    """
+
+
+@hookspec
 def kdray_run_started(run: dict) -> None:
     """A run begins, or goes on after `kdray resume`.
 
@@ -211,6 +311,29 @@ def kdray_run_started(run: dict) -> None:
     @hookimpl
     def kdray_run_started(run):
         Path(run["path"], "started.txt").write_text(time.ctime())
+    ```
+    """
+
+
+@hookspec
+def kdray_step_finished(run: dict, metrics: dict) -> None:
+    """A step whose loss terms are logged is over: every `engine.log_every` of them.
+
+    Runs on the driver, never in a worker, after the step's metrics are written, and not at once: the driver looks
+    several times a second. `run` is that of `kdray_run_started`; `metrics` is the step's record in the run's metrics
+    file: `epoch`, `step`, and `terms` by name. Steps since the last checkpoint are told again when a lost worker has
+    made them happen again. An exception here is reported and does not stop the run.
+
+    ```python
+    import math
+
+    from kdray import hookimpl
+
+
+    @hookimpl
+    def kdray_step_finished(run, metrics):
+        if not all(math.isfinite(value) for value in metrics["terms"].values()):
+            print(f"{run['name']}: step {metrics['step']} is lost: {metrics['terms']}")
     ```
     """
 
@@ -234,6 +357,28 @@ def kdray_epoch_finished(run: dict, metrics: dict) -> None:
     def kdray_epoch_finished(run, metrics):
         with Path(run["path"], "mine.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\\n")
+    ```
+    """
+
+
+@hookspec
+def kdray_checkpoint_saved(run: dict, path: str) -> None:
+    """A checkpoint is written whole.
+
+    Runs on the driver, never in a worker. `run` is that of `kdray_run_started`; `path` is the checkpoint's folder,
+    which is removed when `checkpoint.keep` newer ones are there: copy what must stay. An exception here is reported and
+    does not stop the run.
+
+    ```python
+    import shutil
+    from pathlib import Path
+
+    from kdray import hookimpl
+
+
+    @hookimpl
+    def kdray_checkpoint_saved(run, path):
+        shutil.copy(Path(path, "student.safetensors"), Path(run["path"], "newest.safetensors"))
     ```
     """
 

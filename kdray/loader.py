@@ -5,6 +5,7 @@ pluggy's own entry-point loader is not used: it dies of one broken package, and 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import os
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from . import __version__, hooks, plugin_sources
-from .errors import PluginError
+from .errors import KdrayError, PluginError
 from .hook_checks import implementations
 from .plugin_sources import canonical, distributions, import_text, local_files, locate
 from .spec_checks import KINDS, collect
@@ -27,7 +28,7 @@ from .spec_checks import KINDS, collect
 if TYPE_CHECKING:
     from .config.project import Project
 
-BUILTIN = ("kdray.models.builtin", "kdray.data.builtin", "kdray.engine.optimizers")
+BUILTIN = ("kdray.models.builtin", "kdray.data.builtin", "kdray.engine.optimizers", "kdray.run.trackers")
 
 
 @dataclass
@@ -91,6 +92,20 @@ class Host:
             except Exception as error:
                 problems.append(f"plugin {implementation.plugin_name} failed in {hook}: {_describe(error)}")
         return problems
+
+    def ask(self, hook: str, **arguments) -> None:
+        """Call a lifecycle hook that may refuse, each plugin with a copy of the arguments of its own.
+
+        A KdrayError is passed on with the plugin's name before it. Any other exception is the plugin's fault.
+        """
+        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            name = implementation.plugin_name
+            try:
+                implementation.function(*(copy.deepcopy(arguments[each]) for each in implementation.argnames))
+            except KdrayError as error:
+                raise type(error)(f"plugin {name} refuses: {error}") from None
+            except Exception as error:
+                raise PluginError(f"plugin {name} failed in {hook}: {_describe(error)}") from error
 
     def add(self, info: PluginInfo, load: Callable[[PluginInfo], object]) -> None:
         """Import by `load(info)`, check and register one plugin, or record why not."""

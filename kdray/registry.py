@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,15 @@ from .spec_checks import KINDS
 if TYPE_CHECKING:
     from .config.project import Project
     from .loader import Host, PluginInfo
-    from .specs import AugmentationSpec, DatasetSpec, DistillerSpec, ModelSpec, OptimizerSpec
+    from .specs import (
+        AugmentationSpec,
+        CommandSpec,
+        DatasetSpec,
+        DistillerSpec,
+        ModelSpec,
+        OptimizerSpec,
+        TrackerSpec,
+    )
 
 _SINGULAR = {kind: kind[:-1] for kind in KINDS} | {"datasets": "data set"}
 
@@ -31,6 +40,8 @@ class Registry:
     datasets: dict[str, DatasetSpec]
     augmentations: dict[str, AugmentationSpec]
     optimizers: dict[str, OptimizerSpec]
+    trackers: dict[str, TrackerSpec]
+    commands: dict[str, CommandSpec]
 
     def __init__(self, host: Host):
         self.host = host
@@ -60,8 +71,8 @@ class Registry:
 
         return cls.load(find_project())
 
-    def get(self, kind: str, name: str) -> Any:
-        """The spec of that name. `kind` is "distillers", "models", "datasets", "augmentations" or "optimizers".
+    def get(self, kind: str, name: str, known: Iterable[str] = ()) -> Any:
+        """The spec of that name. `kind` is one of `KINDS`; `known` are further names that a slip may have meant.
 
         Raises ConfigError for an unknown name, PluginError where two plugins claim it or the plugin so named is broken.
         """
@@ -74,7 +85,7 @@ class Registry:
         for info in failed:
             if info.name == name:
                 raise PluginError(f"{_SINGULAR[kind]} '{name}': plugin {info} failed to load: {info.error}")
-        message = f"unknown {_SINGULAR[kind]} '{name}'.{did_you_mean(name, specs)}"
+        message = f"unknown {_SINGULAR[kind]} '{name}'.{did_you_mean(name, {*specs, *known})}"
         if failed:
             broken = ", ".join(info.id for info in failed)
             message += f"\nIt may belong to a plugin that failed to load ({broken}): see `kdray plugins`."

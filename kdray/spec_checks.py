@@ -18,6 +18,8 @@ KINDS = {
     "datasets": specs.DatasetSpec,
     "augmentations": specs.AugmentationSpec,
     "optimizers": specs.OptimizerSpec,
+    "trackers": specs.TrackerSpec,
+    "commands": specs.CommandSpec,
 }
 """Kind to type of spec; the hook of a kind is `kdray_<kind>`."""
 
@@ -28,6 +30,7 @@ _RESERVED = {
     "datasets": set(schema.DataConfig.model_fields),
     "augmentations": set(),
     "optimizers": {"name"},
+    "trackers": set(),
 }
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 
@@ -135,10 +138,46 @@ def _check_optimizer(spec):
         raise PluginError(f"{where}: its Options have no 'lr', the base learning rate")
 
 
+def _check_tracker(spec):
+    from .tracker import Tracker
+
+    where = f"tracker '{spec.name}'"
+    _check_class(where, spec.cls, Tracker)
+    if spec.cls.row is Tracker.row:
+        raise PluginError(f"{where}: {spec.cls.__name__} has no row(self, row)")
+    for method, expected in (
+        ("__init__", ["self", "options", "run"]),
+        ("check", ["options"]),
+        ("row", ["self", "row"]),
+        ("close", ["self", "state"]),
+    ):
+        _check_parameters(f"{where}: {spec.cls.__name__}.{method}", getattr(spec.cls, method), expected)
+    _check_options("trackers", spec, where)
+
+
+def _check_command(spec):
+    from .cli.main import VERBS
+    from .cli.verbs import command
+
+    where = f"command '{spec.name}'"
+    if spec.name in VERBS:
+        raise PluginError(f"{where}: kdray has a verb of this name itself; rename the command")
+    if not callable(spec.function):
+        raise PluginError(f"{where}: {spec.function!r} is not a function")
+    try:
+        made = command(spec)
+    except Exception as error:
+        raise PluginError(f"{where}: its arguments cannot be read from a command line: {error}") from error
+    if not made.help:
+        raise PluginError(f"{where} has no help; expected CommandSpec(…, help='…') or a docstring")
+
+
 _CHECKS = {
     "distillers": _check_distiller,
     "models": _check_model,
     "datasets": _check_dataset,
     "augmentations": _check_augmentation,
     "optimizers": _check_optimizer,
+    "trackers": _check_tracker,
+    "commands": _check_command,
 }

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .distiller import Distiller
+    from .tracker import Tracker
 
 
 @dataclass(frozen=True)
@@ -83,3 +84,24 @@ class OptimizerSpec:
     build: Callable[..., Any]
     Options: type[Options]
     summary: str = ""
+
+
+@dataclass(frozen=True)
+class TrackerSpec:
+    """What follows a run: `cls(options, run)`, see `kdray.Tracker`."""
+
+    name: str
+    cls: type[Tracker]
+    Options: type[Options] = Options
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class CommandSpec:
+    """A further verb of the command line: `function` is a command of Typer, whose parameters are its arguments and
+    options."""
+
+    name: str
+    function: Callable[..., Any]
+    help: str = ""
+    """Shown by `kdray list commands` and above the options in `kdray NAME --help`. Default: the docstring."""

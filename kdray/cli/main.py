@@ -7,11 +7,14 @@ import sys
 import typer
 
 from . import doctor, evaluate, list_, plugins, resume, schema, show, train, validate
+from .verbs import Verbs
 
 app = typer.Typer(
     name="kdray",
+    cls=Verbs,
     help="Distributed knowledge distillation with plugins, on Ray Train.\n\n"
     "Start with: kdray train configs/quickstart.yaml",
+    epilog="Plugins may add verbs: `kdray list commands` shows them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,6 +30,8 @@ app.command("schema")(schema.schema)
 app.command("list")(list_.list_)
 app.command("plugins")(plugins.plugins)
 app.command("doctor")(doctor.doctor)
+VERBS = frozenset(verb.name for verb in app.registered_commands)
+"""The names that no plugin's command may have."""
 
 
 def _version(wanted: bool) -> None:

@@ -34,7 +34,8 @@ def json_schema(registry) -> dict[str, Any]:
         model["anyOf"] = [{"enum": model.pop("enum")}, factory]
         own = {"if": {"properties": {"model": factory}, "required": ["model"]}, "then": {"additionalProperties": True}}
         defs[name]["allOf"].append(own)
-    defs["Augmentation"] = plugins.augmentation()
+    defs["Augmentation"], defs["Tracker"] = plugins.entry("augmentations"), plugins.entry("trackers")
+    schema["properties"]["trackers"]["items"] = {"$ref": "#/$defs/Tracker"}
     for key in ("augment", "evaluate"):
         defs["DataConfig"]["properties"][key]["items"] = {"$ref": "#/$defs/Augmentation"}
     defs["ExtraView"]["properties"]["augment"]["items"] = {"$ref": "#/$defs/Augmentation"}
@@ -116,8 +117,9 @@ class _Plugins:
             }
         return labels
 
-    def augmentation(self) -> dict:
-        specs = self.specs("augmentations")
+    def entry(self, kind: str) -> dict:
+        """An entry of a list of plugins: a name, or a name with options."""
+        specs = self.specs(kind)
         names = {name: self.options(options_class(spec)) for name, spec in specs.items()}
         options = {name: {"anyOf": [{"$ref": f"#/$defs/{cls}"}, _NULL]} for name, cls in names.items()}
         single = {"type": "object", "minProperties": 1, "maxProperties": 1}

@@ -22,7 +22,7 @@ from .dump import annotated_yaml, to_yaml
 from .explain import Fault, explain
 from .merge import COMMAND_LINE, Tree, merge
 from .schema import Config
-from .sections import augmentations, check, filled, sections
+from .sections import check, filled, lists, sections
 from .yaml import Mark, Problem, dotted
 
 __all__ = ["Loaded", "annotated_yaml", "digest", "load_config", "to_yaml"]
@@ -86,17 +86,17 @@ def _check(tree: Tree, registry):
         options[section.path], more, of_plugin = check(section, registry)
         faults += [f for f in more if f.path not in known]
         broken += of_plugin
-    for at, entries in augmentations(tree.value):
+    for at, kind, entries in lists(tree.value):
         for i, entry in enumerate(entries):
             if isinstance(entry, dict) and len(entry) != 1:
-                faults.append(Fault((*at, i), "one augmentation an entry: a name, or {name: {option: value}}"))
+                faults.append(Fault((*at, i), f"one {kind[:-1]} an entry: a name, or {{name: {{option: value}}}}"))
     faults += _named_teachers(tree.value)
     return faults, options, broken
 
 
 def _without_empty_entries(value: dict) -> dict:
-    """`- crop:` in a list of augmentations is `crop` with its defaults."""
-    for at, entries in augmentations(value):
+    """`- crop:` in a list of augmentations or trackers is `crop` with its defaults."""
+    for at, _, entries in lists(value):
         kept = [{k: v or {} for k, v in e.items()} if isinstance(e, dict) and len(e) == 1 else e for e in entries]
         value = _put(value, at, kept)
     return value
@@ -110,10 +110,11 @@ def _put(value: dict, at: tuple, new) -> dict:
 
 
 def _named_teachers(value: dict) -> list[Fault]:
-    """Losses that name a teacher which the config has not, or fail to say which of several."""
+    """Teachers named in two ways, and losses that name one which the config has not."""
     teachers, losses = value.get("teachers"), value.get("losses")
     names = list(teachers) if isinstance(teachers, dict) else []
-    faults = []
+    both = names and value.get("teacher") is not None
+    faults = [Fault(("teachers",), "give `teacher` or `teachers`, not both.", "key")] if both else []
     for label, body in losses.items() if isinstance(losses, dict) else ():
         named = body.get("teacher") if isinstance(body, dict) else None
         if named is None or (names and named in (*names, "average")):
@@ -147,10 +148,10 @@ def _removal(tree: Tree, path: tuple) -> str:
 
 
 def _fill(value: dict, options: dict) -> dict:
-    """The values with the options of every plugin filled in, those of augmentations too."""
+    """The values with the options of every plugin filled in, those of lists too."""
     for section in sections(value):
         body = filled(section, options[section.path])
-        if section.kind == "augmentations":
+        if section.core is None:  # an entry of a list
             *at, name = section.path
             value = _put(value, tuple(at), {name: body})
         else:
@@ -185,10 +186,11 @@ def _leaves(value, path=()):
 def digest(config: Config) -> str:
     """sha256, in hex, of what determines the result of a run.
 
-    Left out is what may change between a run and its resumption: names, workers, the pace of checkpoints and logs,
-    where and how the data is read (its content has a fingerprint of its own), and whether a baseline is trained beside.
+    Left out is what may change between a run and its resumption: names, workers, trackers, the pace of checkpoints and
+    logs, where and how the data is read (its content has a fingerprint of its own), and whether a baseline is trained
+    beside.
     """
-    value = config.model_dump(mode="json", exclude={"name", "run", "scale", "checkpoint", "baseline"})
+    value = config.model_dump(mode="json", exclude={"name", "run", "scale", "checkpoint", "trackers", "baseline"})
     for section, key in (("data", "path"), ("data", "in_memory"), ("data", "threads"), ("engine", "log_every")):
         del value[section][key]
     value["losses"] = list(value["losses"].items())  # their order is the order of a sum

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..options import Options
 
@@ -263,16 +263,23 @@ class Config(Options):
     scale: ScaleConfig = ScaleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     run: RunFolder = RunFolder()
+    trackers: list[str | dict[str, dict]] = Field(
+        [{"tensorboard": {}}],
+        description="What follows the run (`kdray list trackers`): names, or {name: {option: value}}.",
+    )
     baseline: bool = Field(
         False,
         description="Also train the student alone (the same recipe with ce only), once, and show it beside.",
     )
 
-    @model_validator(mode="after")
-    def one_way_of_naming_teachers(self):
-        if self.teacher and self.teachers:
-            raise ValueError("give `teacher` or `teachers`, not both")
-        return self
+    @field_validator("trackers")
+    @classmethod
+    def each_once(cls, trackers):
+        names = [name for entry in trackers for name in ([entry] if isinstance(entry, str) else entry)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"'{name}' is named twice")
+        return trackers
 
     @property
     def all_teachers(self) -> dict[str, TeacherConfig]:

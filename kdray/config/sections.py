@@ -36,8 +36,8 @@ class Section(NamedTuple):
 
 
 def options_class(spec) -> type[Options]:
-    """The options of any spec: those of its class, where it is one."""
-    return spec.cls.Options if hasattr(spec, "cls") else spec.Options
+    """The options of any spec: its own, else those of its class."""
+    return spec.Options if hasattr(spec, "Options") else spec.cls.Options
 
 
 def parse_options(cls: type[Options], values: dict) -> Options:
@@ -71,19 +71,22 @@ def sections(value: dict) -> Iterator[Section]:
             named = Fault(("losses", label, "use"), "") if body.get("use") else Fault(("losses", label), "", "key")
             if isinstance(name, str):
                 yield Section(("losses", label), "distillers", name, named, body, LossConfig)
-    for at, entries in augmentations(value):
+    for at, kind, entries in lists(value):
         for i, entry in enumerate(entries):
             if isinstance(entry, str):
-                yield Section((*at, i, entry), "augmentations", entry, Fault((*at, i), ""), {}, None)
+                yield Section((*at, i, entry), kind, entry, Fault((*at, i), ""), {}, None)
             elif isinstance(entry, dict) and len(entry) == 1:
                 ((name, body),) = entry.items()
                 if body is None or isinstance(body, dict):
                     named = Fault((*at, i, name), "", "key")
-                    yield Section((*at, i, name), "augmentations", name, named, body or {}, None)
+                    yield Section((*at, i, name), kind, name, named, body or {}, None)
 
 
-def augmentations(value: dict) -> Iterator[tuple[tuple, list]]:
-    """The lists of augmentations of a config that are well formed enough to look at, with their paths."""
+def lists(value: dict) -> Iterator[tuple[tuple, str, list]]:
+    """Path, kind and entries of every list of plugins in a config that is well formed enough to look at: trackers and
+    augmentations."""
+    if isinstance(trackers := value.get("trackers"), list):
+        yield ("trackers",), "trackers", trackers
     data = value.get("data")
     if not isinstance(data, dict):
         return
@@ -94,7 +97,7 @@ def augmentations(value: dict) -> Iterator[tuple[tuple, list]]:
             places.append((("extra_views", name, "augment"), view))
     for path, holder in places:
         if isinstance(entries := holder.get(path[-1]), list):
-            yield ("data", *path), entries
+            yield ("data", *path), "augmentations", entries
 
 
 def check(section: Section, registry) -> tuple[Options | None, list[Fault], bool]:

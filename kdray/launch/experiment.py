@@ -28,6 +28,7 @@ from ..run.console import Console
 from ..run.folder import RunFolder, read_json, refuse_taken, write_json
 from ..run.metrics import FileLog
 from ..run.summary import summarise
+from ..run.tracking import Tracking, check_trackers
 from ..run.watch import Watch
 from .ray_train import run_on_ray
 from .session import RaySession, share_out
@@ -74,6 +75,8 @@ class Experiment:
 
     def check(self, config: Config) -> Parts:
         """Build everything on this process's CPU, to find what is wrong before anything is started or written."""
+        self.registry.host.ask("kdray_configure", config=config.model_dump(mode="json"))
+        check_trackers(config, self.registry)
         check_batch(config)
         if config.scale.num_workers == 0:
             _device(config)
@@ -126,8 +129,7 @@ class Experiment:
 
     def _tell(self, hook: str, run: RunFolder, config: Config, **more) -> None:
         """Call a lifecycle hook of all plugins. What they raise is shown and does not stop the run."""
-        about = {"name": run.name, "path": str(run.path), "config": config.model_dump(mode="json")}
-        for problem in self.registry.host.tell(hook, run=about, **more):
+        for problem in self.registry.host.tell(hook, run=_about(run, config), **more):
             self.console.say(f"warning: {problem}")
 
     def _teachers(self, run: RunFolder, config: Config) -> dict[str, str]:
@@ -175,13 +177,14 @@ class Experiment:
         return self._once(recipe, run, config, "training the student alone")
 
     def _once(self, recipe: Config, asker: RunFolder, asked_by: Config, why: str) -> RunFolder:
-        """The run of `recipe`, on the workers and in the folders of the config that asks for it; trained only if it
-        has not been, by this recipe on these pictures."""
+        """The run of `recipe`, with the workers, folders and trackers of the config that asks for it; trained only if
+        it has not been, by this recipe on these pictures."""
         data = recipe.data
         if data.path is None and asked_by.data.name == data.name:
             data = data.model_copy(update={"path": asked_by.data.path})
         folders = asked_by.run.model_copy(update={"name": None})
-        recipe = recipe.model_copy(update={"data": data, "scale": asked_by.scale, "run": folders})
+        shared = {"scale": asked_by.scale, "run": folders, "trackers": asked_by.trackers}
+        recipe = recipe.model_copy(update={"data": data, **shared})
         same = (data.name, data.path, data.options) == (asked_by.data.name, asked_by.data.path, asked_by.data.options)
         pictures = asker.data if same else load_data(data, recipe.seed, self.registry, self.project.data).fingerprint()
         name = f"{recipe.name}-{hashlib.sha256((digest(recipe) + pictures).encode()).hexdigest()[:8]}"
@@ -200,10 +203,21 @@ class Experiment:
 
         def on_row(row: dict) -> None:
             screen.row(row)
-            if row["kind"] == "epoch":
-                self._tell("kdray_epoch_finished", run, config, metrics=row)
+            tracking.row(row)
+            match row["kind"]:
+                case "step":
+                    self._tell("kdray_step_finished", run, config, metrics=row)
+                case "epoch":
+                    self._tell("kdray_epoch_finished", run, config, metrics=row)
+                case "checkpoint":
+                    path = str(run.path / "checkpoints" / row["path"])
+                    self._tell("kdray_checkpoint_saved", run, config, path=path)
 
-        with self.console.training(run, config) as screen, Watch(run.path, on_row, screen.progress):
+        with (
+            self.console.training(run, config) as screen,
+            Tracking(config, self.registry, _about(run, config), self.console.say) as tracking,
+            Watch(run.path, on_row, screen.progress),
+        ):
             if config.scale.num_workers == 0:
                 train_here(job, self.registry, Context(device=_device(config)), FileLog(run.path, run.new_token()))
                 return
@@ -289,6 +303,11 @@ def check_same_plugins(run: RunFolder, registry: Registry) -> list[str]:
             )
         )
     return edited
+
+
+def _about(run: RunFolder, config: Config) -> dict:
+    """A run as plugins get to know it."""
+    return {"name": run.name, "path": str(run.path), "config": config.model_dump(mode="json")}
 
 
 def _checkpoint_bytes(parts: Parts) -> int:

@@ -29,7 +29,7 @@ class Console:
     def training(self, run: RunFolder, config: Config) -> Iterator[Screen]:
         resumed = (run.path / "checkpoints").is_dir()
         self.say(f"{'resuming' if resumed else 'run'} {run.path}")
-        screen = Screen(self, run, config)
+        screen = Screen(self, config)
         try:
             yield screen
         finally:
@@ -39,11 +39,9 @@ class Console:
 class Screen:
     """Receives the rows and the progress of one run."""
 
-    def __init__(self, console: Console, run: RunFolder, config: Config):
+    def __init__(self, console: Console, config: Config):
         self.console, self.epochs = console, config.schedule.epochs
         self.told_at = time.monotonic()
-        self.trackers, self.warned = None, False
-        self.run = run
         self.bar = None
         if console.rich.is_terminal:
             self.bar = Progress(
@@ -86,32 +84,10 @@ class Screen:
             self.console.say(stage_line(row))
         elif row["kind"] == "epoch" and self._is_due(row["epoch"], self.epochs):
             self.console.say(epoch_line(row, self.epochs))
-        if row["kind"] in ("step", "epoch") and not self.warned:
-            with self._curves():
-                self._tensorboard(row["step"]).row(row)
-
-    def _tensorboard(self, step: int):
-        if self.trackers is None:
-            from .tensorboard import TensorBoard
-
-            self.trackers = TensorBoard(self.run.path / "tensorboard", purge=step)
-        return self.trackers
-
-    @contextlib.contextmanager
-    def _curves(self) -> Iterator[None]:
-        """Curves are for looking at: where they cannot be written, the run goes on, or fails of its own reason."""
-        try:
-            yield
-        except OSError as error:
-            self.warned = True
-            self.console.say(f"warning: no more curves in {self.run.path / 'tensorboard'}: {error.strerror}")
 
     def close(self) -> None:
         if self.bar:
             self.bar.stop()
-        if self.trackers and not self.warned:
-            with self._curves():
-                self.trackers.close()
 
 
 def stage_line(row: dict) -> str:

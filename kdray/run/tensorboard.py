@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..tracker import Tracker
 
-class TensorBoard:
-    """Writes under `folder`; rows before `purge` (a step) that stand there already are kept."""
 
-    def __init__(self, folder: Path, purge: int = 0):
-        from torch.utils.tensorboard import SummaryWriter
+class TensorBoard(Tracker):
+    """Writes to the folder `tensorboard` of the run. Curves before the first row that it is told are kept."""
 
-        self.writer = SummaryWriter(str(folder), purge_step=purge or None)
+    writer = None
 
     def row(self, row: dict) -> None:
-        step = row["step"]
-        if row["kind"] in ("step", "epoch"):
-            for name, value in row["terms"].items():
-                self.writer.add_scalar(f"{row['kind']}/{name}", value, step)
-        if row["kind"] == "epoch":
-            for split in ("validation", "test"):
-                for name in ("top1", "top5", "loss") if split in row else ():
-                    self.writer.add_scalar(f"{split}/{name}", row[split][name], step)
-            for name in ("loss", "lr", "pictures_per_second"):
-                self.writer.add_scalar(f"epoch/{name}", row[name], step)
+        numbers = self.scalars(row)
+        if not numbers:
+            return
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(Path(self.run["path"], "tensorboard")), purge_step=row["step"])
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, row["step"])
+        if row["kind"] != "step":
             self.writer.flush()
 
-    def close(self) -> None:
-        self.writer.close()
+    def close(self, state: str) -> None:
+        if self.writer:
+            self.writer.close()

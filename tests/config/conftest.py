@@ -10,7 +10,7 @@ from kdray.errors import ConfigError
 from kdray.loader import Host, PluginInfo
 from kdray.options import Options
 from kdray.registry import Registry
-from kdray.specs import AugmentationSpec, DatasetSpec, DistillerSpec, ModelSpec, OptimizerSpec
+from kdray.specs import AugmentationSpec, DatasetSpec, DistillerSpec, ModelSpec, OptimizerSpec, TrackerSpec
 
 
 class Bank(Options):
@@ -77,6 +77,10 @@ class ConvNet(Options):
     widths: list[int] = Field([8, 16], description="Channels of the stages.")
 
 
+class Server(Options):
+    uri: str = Field("here", description="Where it listens.")
+
+
 SPECS = {
     "distillers": [DistillerSpec("ce", CE), DistillerSpec("kd", KD), DistillerSpec("crd", CRD)],
     "models": [
@@ -88,6 +92,7 @@ SPECS = {
     "datasets": [DatasetSpec("digits", None), DatasetSpec("parquet", None, Options=Parquet)],
     "augmentations": [AugmentationSpec("crop", Crop), AugmentationSpec("flip", Flip)],
     "optimizers": [OptimizerSpec("sgd", None, SGD), OptimizerSpec("adamw", None, Adam)],
+    "trackers": [TrackerSpec("tensorboard", None), TrackerSpec("server", None, Server)],
 }
 
 VALID = """\

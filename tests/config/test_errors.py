@@ -49,6 +49,10 @@ data.augment=crop -> data.augment: must be a list, not the text 'crop'
 data.augment=[3] -> data.augment.0: must be text or a mapping, not 3
 data.augment=[{crop: {}, flip: {}}] -> data.augment.0: one augmentation an entry: a name, or {name: {option: value}}
 data.augment.0=x -> 'data.augment.0=x': data.augment is a list, which is replaced as a whole: data.augment=[...]
+trackers=[servre] -> trackers.0: unknown tracker 'servre'. Did you mean 'server'?
+trackers=[{server: {url: x}}] -> trackers.0.server: unknown key 'url'. Did you mean 'uri'?
+trackers=[{server: {}, tensorboard: {}}] -> trackers.0: one tracker an entry: a name, or {name: {option: value}}
+trackers=[server, server] -> trackers: 'server' is named twice
 baseline=on -> baseline: must be true or false, not the text 'on'
 name=a/b -> name: must match ^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$, not the text 'a/b'
 losses.kd.weight='1' -> losses.kd.weight: must be a number or a mapping, not the text '1'
@@ -170,7 +174,8 @@ def test_broken_plugin(load, errors, valid, registry):
 
 
 def test_deep_wrong_shapes_do_not_crash(valid, tmp_path, registry, errors):
-    keys = ["data", "teacher", "student", "losses", "optimizer", "schedule", "engine", "losses.kd", "data.augment"]
+    keys = ["data", "teacher", "student", "losses", "optimizer", "schedule", "engine", "losses.kd"]
+    keys += ["data.augment", "trackers"]
     for key in keys:
         for value in ("3", "text", "[1, {a: b}]", "{a: {b: [1]}}", "{name: {x: 1}, model: [1], use: 3}", "null"):
             try:

@@ -30,6 +30,9 @@ def validator(registry):
         "optimizer={name: adamw, lr: 1, eps: 1e-3}",
         "optimizer={lr: 1, momentum: 0.3}",
         "teacher=null",
+        "trackers=[]",
+        "trackers=[tensorboard, {server: {uri: there}}]",
+        "trackers=[{server: null}]",
     ],
 )
 def test_valid(validator, valid, load, override):
@@ -58,6 +61,8 @@ def test_valid(validator, valid, load, override):
         "optimizer={lr: 1, momentun: 0.3}",
         "optimizer={lr: -1}",
         "engine.precision=fp8",
+        "trackers=[servre]",
+        "trackers=[{server: {url: x}}]",
     ],
 )
 def test_invalid(validator, valid, errors, override):

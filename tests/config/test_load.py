@@ -45,6 +45,15 @@ def test_origins(load, valid):
     )
 
 
+def test_trackers(load, valid):
+    assert load(valid).config.trackers == [{"tensorboard": {}}]
+    assert load(valid, "trackers=[]").config.trackers == []
+    loaded = load(valid + "trackers: [tensorboard, {server: }]\n")
+    assert loaded.config.trackers == [{"tensorboard": {}}, {"server": {"uri": "here"}}]
+    assert loaded.origins["trackers"] == "c.yaml:15:11"
+    assert digest(loaded.config) == digest(load(valid).config)
+
+
 def test_whole_numbers_where_floats_are_declared(load, valid):
     assert load(valid, "optimizer.lr=1", "losses.kd.weight=2").config.losses["kd"].weight == 2.0
 
