@@ -1,5 +1,4 @@
-"""Contrastive representation distillation: teacher's and student's embeddings of one picture attract, of two classes
-repel."""
+"""Contrastive representation distillation, with a choice of positives, negatives and objective."""
 
 from typing import Literal
 
@@ -56,7 +55,9 @@ class CRDOptions(Options):
 
 
 class CRD(Distiller):
-    """Tian et al., equations 14, 17 to 19: each network's embedding as the anchor against the other's, summed.
+    """Teacher's and student's embeddings of one picture attract, of two classes repel.
+
+    Tian et al., equations 14, 17 to 19: each network's embedding as the anchor against the other's, summed.
 
     With `bank` and `nce` it is the published method, banks and normalising constants included: the positive is read
     from the bank before the step's update, and Z is fixed from the first global batch. `all` takes the same loss
