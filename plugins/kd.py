@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from pydantic import Field
 
-from kdray import Distiller, DistillerSpec, Options, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, Options, Published, Requires, hookimpl
 
 
 class KDOptions(Options):
@@ -19,6 +19,8 @@ class KD(Distiller):
     Options = KDOptions
     requires = Requires(student={"logits"}, teacher={"logits"})
     paper = "Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. NIPS workshop 2014, arXiv 1503.02531"
+    published = Published(resnet8x4=73.33, wrn_16_2=74.92, source="RepDistiller README: weight 0.9, ce 0.1, last epoch")
+    scheduled = frozenset({"temperature"})
 
     def forward(self, student, teacher, batch, step):
         T = self.options.temperature

@@ -27,7 +27,7 @@ SMALL = {
 }
 
 
-WHOLE = ("losses", "student")  # given anew as a whole
+WHOLE = ("losses", "student", "teacher", "extra_views")  # given anew as a whole
 
 
 def merged(base: dict, changes: dict) -> dict:
@@ -45,7 +45,7 @@ class Lab:
     """A folder of its own for configs and runs."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.registry = path, Registry.default()
 
     def config(self, name: str, **changes) -> Path:
         file = self.path / f"{name}.yaml"
@@ -54,9 +54,8 @@ class Lab:
 
     def run(self, name: str, *overrides: str, **changes) -> RunFolder:
         """Train to the end, in this process's Ray session or without Ray."""
-        registry = Registry.default()
-        config = load_config(self.config(name, **changes), overrides, registry=registry).config
-        return Experiment(registry, find_project(self.path), Console(), "test").start(config)
+        config = load_config(self.config(name, **changes), overrides, registry=self.registry).config
+        return Experiment(self.registry, find_project(self.path), Console(), "test").start(config)
 
 
 @pytest.fixture
