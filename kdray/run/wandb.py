@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ..errors import ConfigError
 from ..options import Options
 from ..tracker import Tracker
 from .folder import read_json, write_json
@@ -28,6 +29,14 @@ class Wandb(Tracker):
     @classmethod
     def check(cls, options: WandbOptions) -> None:
         need("wandb")
+        if options.mode == "online":
+            import wandb
+
+            # Asked here, without a prompt: one in the middle of a run would wait for an answer for ever.
+            if not wandb.login(prompt=False, verify=False):
+                raise ConfigError(
+                    "the tracker wandb has no account here: run `wandb login`, or give it `mode: offline`"
+                )
 
     def __init__(self, options: WandbOptions, run: dict):
         import wandb
@@ -45,7 +54,7 @@ class Wandb(Tracker):
             config=run["config"],
             dir=str(folder),
             mode=options.mode,
-            settings=wandb.Settings(console="off", quiet=True, login_timeout=10),
+            settings=wandb.Settings(console="off", quiet=True),
         )
         write_json(folder / "wandb.json", known)
         # Steps that come again after a restart would be dropped by W&B's own counter, which only rises.
