@@ -7,7 +7,7 @@ from pathlib import Path
 from ..hooks import hookimpl
 from ..options import Options
 from ..specs import AugmentationSpec, DatasetSpec
-from . import augment, folder, parquet, published
+from . import augment, color, folder, parquet, published, strong
 
 
 @hookimpl
@@ -44,4 +44,9 @@ def kdray_augmentations():
         AugmentationSpec("resize", augment.Resize),
         AugmentationSpec("center_crop", augment.CenterCrop),
         AugmentationSpec("random_resized_crop", augment.RandomResizedCrop),
+        AugmentationSpec("rotate", strong.Rotate),
+        AugmentationSpec("cutout", strong.Cutout),
+        AugmentationSpec("rand_augment", strong.RandAugment),
+        AugmentationSpec("color_jitter", color.ColorJitter),
+        AugmentationSpec("grayscale", color.Grayscale),
     ]
