@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from .methods import brief, facts, markdown
+
 
 class Kind(StrEnum):
     distillers = "distillers"
@@ -16,6 +18,8 @@ class Kind(StrEnum):
     datasets = "datasets"
     augmentations = "augmentations"
     optimizers = "optimizers"
+    trackers = "trackers"
+    commands = "commands"
     configs = "configs"
     runs = "runs"
 
@@ -23,11 +27,15 @@ class Kind(StrEnum):
 def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array of objects with `name`.")] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Of distillers: print a page with all that is known of each.")
+    ] = False,
 ) -> None:
-    """List what a config can name (distillers, models, datasets, augmentations, optimizers), the configs, or the runs.
+    """List what a config can name (distillers, models, datasets, augmentations, optimizers, trackers), the commands of
+    plugins, the configs, or the runs.
 
     Configs are the YAML files under ./configs. Runs are those of the project's run folder, the newest last. With --json
-    there is more: papers, published weights, what each option means, the plugin that provides it.
+    there is more: papers, published weights, the default and the meaning of each option, the plugin that provides it.
 
     Examples:
 
@@ -35,16 +43,20 @@ def list_(
 
         kdray list models --json
     """
-    rows, warnings = _rows(kind)
+    if as_markdown and (kind is not Kind.distillers or as_json):
+        raise typer.BadParameter("--markdown is for `kdray list distillers`, without --json")
+    rows, warnings = list_rows(kind)
     if as_json:
         typer.echo(json.dumps(rows, indent=2, default=str))
+    elif as_markdown:
+        typer.echo(markdown(rows), nl=False)
     elif rows:
-        _print_table(rows)
+        _print_table([brief(row) for row in rows] if kind is Kind.distillers else rows)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
 
 
-def _rows(kind: Kind) -> tuple[list[dict], list[str]]:
+def list_rows(kind: Kind) -> tuple[list[dict], list[str]]:
     """The objects of a kind, and what the user should know besides."""
     if kind is Kind.configs:
         rows = list_configs(Path("configs"))
@@ -82,20 +94,42 @@ def list_configs(folder: Path) -> list[dict]:
 def _describe(kind: Kind, spec, owner) -> dict:
     from ..config.sections import options_class
 
-    row = {"name": spec.name, "summary": _summary(spec)}
+    row = {"name": spec.name, "summary": _summary(kind, spec)}
     if kind is Kind.distillers:
-        requires = spec.cls.requires
-        row |= {"paper": spec.cls.paper, "student": sorted(requires.student), "teacher": sorted(requires.teacher)}
+        row |= facts(spec.cls, spec.name)
     if kind is Kind.models:
         row["weights"] = list(spec.weights)
-    row["options"] = {name: field.description for name, field in options_class(spec).model_fields.items()}
+    if kind is not Kind.commands:
+        row["options"] = _options(options_class(spec))
     return row | {"plugin": owner.name, "distribution": owner.dist, "version": owner.version}
 
 
-def _summary(spec) -> str:
-    """A spec's own words, or the first line of its class's docstring."""
-    text = getattr(spec, "summary", "") or (vars(spec.cls).get("__doc__") if hasattr(spec, "cls") else "") or ""
-    return text.strip().split("\n")[0]
+def _summary(kind: Kind, spec) -> str:
+    """A spec's own words, or the first line of the docstring."""
+    if kind is Kind.commands:
+        text = spec.help or spec.function.__doc__
+    else:
+        text = getattr(spec, "summary", "") or (vars(spec.cls).get("__doc__") if hasattr(spec, "cls") else "")
+    return (text or "").strip().split("\n")[0]
+
+
+def _options(cls) -> dict[str, dict]:
+    """Name to description and default; `choices` are the options of each form that an option may have."""
+    from pydantic_core import to_jsonable_python
+
+    from ..config.explain import models_in
+
+    found = {}
+    for name, field in cls.model_fields.items():
+        found[name] = {"description": field.description}
+        if not field.is_required():
+            found[name]["default"] = to_jsonable_python(field.get_default(call_default_factory=True))
+        if forms := models_in(field.annotation):
+            found[name]["choices"] = {
+                form.model_fields[field.discriminator].default if field.discriminator else form.__name__: _options(form)
+                for form in forms
+            }
+    return found
 
 
 _LONG = ("paper", "version", "plugin", "started", "weights")
@@ -113,7 +147,10 @@ def _print_table(rows: list[dict]) -> None:
         columns.remove("distribution")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(name, overflow="fold", no_wrap=name == "name")
+        least = 16 if "teacher" in name else None  # an output's name is not broken
+        table.add_column(
+            name, overflow="fold", no_wrap=name in ("name", "cache", "over", "stage", "8x4", "16-2"), min_width=least
+        )
     for row in rows:
         table.add_row(*(Text(_cell(row[name])) for name in columns))
     Console(highlight=False).print(table)

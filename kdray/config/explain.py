@@ -160,7 +160,7 @@ def _keys(model, loc) -> set[str]:
     for part in loc:
         inner = [m.model_fields[part].annotation for m in models if part in m.model_fields]
         if inner:
-            models = [m for annotation in inner for m in _models(annotation)]
+            models = [m for annotation in inner for m in models_in(annotation)]
         else:  # the branch of a union by its class or its tag; else a place in a list or a mapping
             models = [m for m in models if part == m.__name__ or _tagged(m, part)] or models
     return {name for m in models for name in m.model_fields}
@@ -170,7 +170,8 @@ def _tagged(model, tag) -> bool:
     return any(tag in get_args(f.annotation) for f in model.model_fields.values())
 
 
-def _models(annotation) -> list[type[BaseModel]]:
+def models_in(annotation) -> list[type[BaseModel]]:
+    """The models that an annotation allows."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [m for inner in get_args(annotation) for m in _models(inner)]
+    return [m for inner in get_args(annotation) for m in models_in(inner)]

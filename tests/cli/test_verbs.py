@@ -152,7 +152,9 @@ def test_the_schema_holds_for_the_configs_of_the_repository(desk):
     assert not validator.is_valid({**yaml.safe_load(CONFIGS[0].read_text()), "sede": 1})
 
 
-@pytest.mark.parametrize("kind", ["distillers", "models", "datasets", "augmentations", "optimizers", "configs", "runs"])
+@pytest.mark.parametrize(
+    "kind", ["distillers", "models", "datasets", "augmentations", "optimizers", "trackers", "configs", "runs"]
+)
 def test_list(desk, kind):
     desk.config("configs/mine.yaml")
     desk.trained(name="z-first")
@@ -160,7 +162,7 @@ def test_list(desk, kind):
     rows = json.loads(desk("list", kind, "--json").out)
     names = [row["name"] for row in rows]
     known = {"distillers": "crd", "models": "resnet8x4", "datasets": "digits", "augmentations": "crop"}
-    known |= {"optimizers": "sgd", "configs": "mine"}
+    known |= {"optimizers": "sgd", "trackers": "tensorboard", "configs": "mine"}
     if kind == "runs":
         assert names == ["z-first", "a-second"]  # the newest last
         assert [row["path"] for row in rows] == [str(desk.path / "runs" / name) for name in names]
@@ -168,6 +170,18 @@ def test_list(desk, kind):
         assert known[kind] in names
     shown = desk("list", kind)
     assert shown.code == 0 and all(name in shown.out for name in names)
+
+
+def test_the_table_of_distillers_fits_100_columns(desk, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = desk("list", "distillers").out
+    assert max(map(len, shown.splitlines())) <= 100
+    assert {"crd", "embedding", "batch", "75.51"} <= set(shown.split())
+
+
+def test_only_distillers_have_a_page(desk):
+    assert desk("list", "distillers", "--markdown").out.startswith("# Methods\n")
+    assert "--markdown is for `kdray list distillers`" in desk("list", "models", "--markdown").err
 
 
 def test_plugins_and_doctor(desk):

@@ -30,7 +30,7 @@ def test_list_as_json(run):
     assert result.exit_code == 0
     (foo,) = [row for row in json.loads(result.stdout) if row["name"] == "foo"]
     assert foo["summary"] == "A loss for tests."
-    assert foo["options"] == {"scale": "A factor."}
+    assert foo["options"] == {"scale": {"description": "A factor.", "default": 1.0}}
     assert (foo["distribution"], foo["version"], foo["student"], foo["teacher"]) == ("kdray-foo", "0.3", ["logits"], [])
     assert "'same' is defined by more than one plugin" in result.stderr
     assert "kdray-bad:bad" in result.stderr
