@@ -21,6 +21,8 @@ WITHOUT_CONFIG = {"ce"}
 """Distillers that stand in every config, beside the one that it is about."""
 EPOCHS = {"crd": 16}
 """More than 4 for methods that rise at first: CRD's banks begin with random vectors."""
+REGULARISERS = {"tfkd"}
+"""Terms that pull against cross-entropy and rise while it falls: what falls is the sum."""
 
 
 def config_of(name):
@@ -121,11 +123,11 @@ def test_it_trains_with_its_own_config(name, group, teacher, lab, monkeypatch):
     own = [sum(v for k, v in row["terms"].items() if k.split("/")[0] == name) for row in [*run.rows("stage"), *rows]]
     assert all(math.isfinite(value) for value in own)
     mine = [row["terms"] for row in rows if any(k.split("/")[0] == name for k in row["terms"])]
-    if mine:
+    if mine and name not in REGULARISERS:
         first, last = (sum(v for k, v in terms.items() if k.split("/")[0] == name) for terms in (mine[0], mine[-1]))
         assert last < first, f"{name} does not fall: {own}"
-    else:  # it ends with its first stage
-        assert run.rows("stage") and rows[-1]["loss"] < rows[0]["loss"]
+    else:  # or it ends with its first stage
+        assert (mine or run.rows("stage")) and rows[-1]["loss"] < rows[0]["loss"]
 
 
 class _Here:
