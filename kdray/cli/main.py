@@ -28,9 +28,9 @@ app.command("show")(show.show)
 app.command("validate")(validate.validate)
 app.command("schema")(schema.schema)
 app.command("list")(list_.list_)
-app.command("plugins")(plugins.plugins)
+app.add_typer(plugins.app, name="plugins")
 app.command("doctor")(doctor.doctor)
-VERBS = frozenset(verb.name for verb in app.registered_commands)
+VERBS = frozenset(verb.name for verb in (*app.registered_commands, *app.registered_groups))
 """The names that no plugin's command may have."""
 
 

@@ -8,9 +8,16 @@ from typing import Annotated
 import typer
 
 from ..errors import did_you_mean
+from . import plugins_check, plugins_new
+
+app = typer.Typer(rich_markup_mode="markdown")
+app.command("check")(plugins_check.check)
+app.command("new")(plugins_new.new)
 
 
+@app.callback(invoke_without_command=True)
 def plugins(
+    context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array of objects with `name`.")] = False,
 ) -> None:
     """Show all plugins: built in, of installed packages, and the local ones that kdray.toml names.
@@ -27,6 +34,8 @@ def plugins(
 
         KDRAY_BLOCK=kdray-foo kdray plugins
     """
+    if context.invoked_subcommand:
+        return
     from ..registry import Registry
 
     registry = Registry.default()
