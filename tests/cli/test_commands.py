@@ -63,7 +63,8 @@ def test_two_plugins_with_one_name(desk):
 
 def test_arguments_that_no_command_line_has(desk):
     load(desk, "size")
-    desk.write("plugin0.py", PLUGIN.replace("NAME", "size").replace(" HELP", "").replace("path: str", "path: int | str"))
+    plugin = PLUGIN.replace("NAME", "size").replace(" HELP", "")
+    desk.write("plugin0.py", plugin.replace("path: str", "path: int | str"))
     assert "its arguments cannot be read from a command line" in desk("plugins").out
 
 
