@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..options import Options
@@ -117,15 +117,14 @@ def teacher(subject: Subject) -> str:
 @check
 def resume(subject: Subject) -> str:
     """Saved and restored after any step, a new instance takes the next one as if nothing had happened, bit for bit."""
-    moments = subject.moments
+    moments, state = subject.moments, subject.rehearsal(dtype=torch.float32).distiller.state_dict()
+    try:
+        save({name: x.contiguous() for name, x in state.items()})  # as checkpoints do
+    except RuntimeError as error:
+        raise Failed(f"its state cannot be saved: {error}") from error
     for number in range(1, len(moments)):
         fresh = subject.rehearsal()
-        try:
-            # As checkpoints do, which refuse tensors that share memory.
-            state = load(save({name: x.contiguous() for name, x in moments[number - 1].state.items()}))
-        except RuntimeError as error:
-            raise Failed(f"its state cannot be saved: {error}") from error
-        fresh.distiller.load_state_dict(state)
+        fresh.distiller.load_state_dict(moments[number - 1].state)
         different = difference(moments[number], fresh.step(number), 0)
         demand(
             not different,
