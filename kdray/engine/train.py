@@ -148,12 +148,15 @@ class Training:
             self.objective,
             broadcast_buffers=False,  # banks and statistics are kept equal by gathering
             gradient_as_bucket_view=True,
-            # A head that a step does not use, the classifier where only embeddings are compared, what a stage leaves.
-            find_unused_parameters=bool(list(self.objective.distillers.parameters())) or not self._reads_logits(),
+            find_unused_parameters=self._some_parameter_is_unused(),
         )
 
-    def _reads_logits(self) -> bool:
-        return any("logits" in distiller.requires.student for distiller in self.objective.distillers)
+    def _some_parameter_is_unused(self) -> bool:
+        """Whether one may be: layers that a stage does not reach, a head that a step does not use, or the classifier
+        where only embeddings are compared."""
+        distillers = self.objective.distillers
+        reads_logits = any("logits" in distiller.requires.student for distiller in distillers)
+        return bool(self.phase.stage or list(distillers.parameters())) or not reads_logits
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
