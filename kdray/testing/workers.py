@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,14 +37,13 @@ class Workers:
         """Returns at once; the processes get ready meanwhile."""
         if self.processes:
             return
-        # A folder of its own, which the last of the two does not need any more once they have met.
-        meeting = Path(tempfile.mkdtemp(prefix="kdray-check-")) / "meeting"
+        self.folder = Path(tempfile.mkdtemp(prefix="kdray-check-"))
         code = (
             "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from kdray.testing.workers import serve; serve()"
         )
         for rank in range(WORKERS):
             ours, theirs = Pipe()
-            arguments = [json.dumps(sys.path), str(theirs.fileno()), str(rank), str(meeting)]
+            arguments = [json.dumps(sys.path), str(theirs.fileno()), str(rank), str(self.folder / "meeting")]
             process = subprocess.Popen(
                 [sys.executable, "-c", code, *arguments],
                 pass_fds=[theirs.fileno()],
@@ -58,7 +58,10 @@ class Workers:
     def rehearse(self, cls: type, options: dict, pair: str) -> list[list[Moment]]:
         """The moments of each worker. Raises WorkerFailed; the next call then has new processes."""
         self.start()
-        job = pickle.dumps((cls, options, pair))
+        try:
+            job = pickle.dumps((cls, options, pair))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise WorkerFailed(f"its class must stand at the top of a module to be found there ({error})") from None
         try:
             for pipe in self.pipes:
                 pipe.send_bytes(job)
@@ -82,6 +85,8 @@ class Workers:
             pipe.close()
             process.kill()
             process.wait()
+        if self.processes:
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.processes, self.pipes = [], []
 
 
