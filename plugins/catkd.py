@@ -10,7 +10,7 @@ class CATKDOptions(Options):
     resolution: int = Field(2, ge=1, description="Maps are pooled to resolution × resolution.")
     normalise: bool = Field(
         False,
-        description="Each class's pooled map gets length 1 before they are compared: at resolution 1, only its sign is left.",
+        description="Each class's pooled map gets length 1; at resolution 1 only its sign would be left.",
     )
 
 
