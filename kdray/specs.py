@@ -33,10 +33,14 @@ class Layers:
 
 @dataclass(frozen=True)
 class DistillerSpec:
-    """A loss. Its options, requirements and documentation are on the class."""
+    """A loss. Its options, requirements and documentation are on the class.
+
+    summary: one line for lists; without it the first line of the docstring of the class's module.
+    """
 
     name: str
     cls: type[Distiller]
+    summary: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -92,9 +93,9 @@ def list_configs(folder: Path) -> list[dict]:
 
 
 def _describe(kind: Kind, spec, owner) -> dict:
-    from ..config.sections import options_class
+    from ..config.sections import options_class, summary_of
 
-    row = {"name": spec.name, "summary": _summary(kind, spec)}
+    row = {"name": spec.name, "summary": summary_of(spec)}
     if kind is Kind.distillers:
         row |= facts(spec.cls, spec.name)
     if kind is Kind.models:
@@ -102,15 +103,6 @@ def _describe(kind: Kind, spec, owner) -> dict:
     if kind is not Kind.commands:
         row["options"] = _options(options_class(spec))
     return row | {"plugin": owner.name, "distribution": owner.dist, "version": owner.version}
-
-
-def _summary(kind: Kind, spec) -> str:
-    """A spec's own words, or the first line of the docstring."""
-    if kind is Kind.commands:
-        text = spec.help or spec.function.__doc__
-    else:
-        text = getattr(spec, "summary", "") or (vars(spec.cls).get("__doc__") if hasattr(spec, "cls") else "")
-    return (text or "").strip().split("\n")[0]
 
 
 def _options(cls) -> dict[str, dict]:
@@ -132,6 +124,8 @@ def _options(cls) -> dict[str, dict]:
     return found
 
 
+WIDE = 100
+"""Columns of text that the table of distillers takes with everything in it."""
 _LONG = ("paper", "version", "plugin", "started", "weights")
 
 
@@ -145,6 +139,11 @@ def _print_table(rows: list[dict]) -> None:
     columns = [name for name in rows[0] if name not in _LONG and any(row[name] not in ("", [], {}) for row in rows)]
     if {row.get("distribution") for row in rows} == {"kdray"}:
         columns.remove("distribution")
+    console = Console(highlight=False)
+    if not (console.is_terminal or "COLUMNS" in os.environ):
+        console.width = WIDE
+    if console.width < WIDE and "student / teacher" in columns:
+        columns.remove("student / teacher")  # or nothing would be left for the summary
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         least = 16 if "teacher" in name else None  # an output's name is not broken
@@ -153,7 +152,7 @@ def _print_table(rows: list[dict]) -> None:
         )
     for row in rows:
         table.add_row(*(Text(_cell(row[name])) for name in columns))
-    Console(highlight=False).print(table)
+    console.print(table)
 
 
 def _cell(value) -> str:

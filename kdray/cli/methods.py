@@ -39,7 +39,7 @@ def facts(cls, name: str) -> dict:
         "student": sorted(requires.student),
         "teacher": sorted(requires.teacher),
         "views": list(requires.views),
-        "cache": requires.teacher <= CACHEABLE and not requires.views,
+        "cache": requires.teacher <= CACHEABLE,
         "over": cls.scope,
         "stage": cls.stages is not Distiller.stages,
         "own_network": cls.deployed is not Distiller.deployed,
@@ -96,7 +96,7 @@ def _section(row: dict) -> str:
         f"published: {', '.join(numbers)} ({row['source']})" if numbers else "",
         f"run it: `kdray train {row['config']}`" if row["config"] else "",
     ]
-    lines = [f"## {row['name']}", "", "```text", row["doc"], "```", ""]
+    lines = [f"## {row['name']}", "", row["summary"], "", "```text", row["doc"], "```", ""]
     lines += [f"- {point}" for point in points if point]
     if row["options"]:
         lines += ["", _line(["option", "default", ""]), _line(["---"] * 3)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..options import Options
 from .schema import Config
-from .sections import options_class
+from .sections import options_class, summary_of
 
 _NULL = {"type": "null"}
 
@@ -106,11 +106,10 @@ class _Plugins:
         body = self.defs["LossConfig"]
         labels = {}
         for name, spec in sorted(self.specs("distillers").items()):
-            doc = (spec.cls.__doc__ or "").strip().split("\n")[0]
             own = self.properties(options_class(spec), body["properties"])
             by_label = {"properties": body["properties"] | own, "additionalProperties": False}
             labels[name] = {
-                "description": " ".join(filter(None, [doc, getattr(spec.cls, "paper", "")])),
+                "description": " ".join(filter(None, [summary_of(spec), getattr(spec.cls, "paper", "")])),
                 "if": {"type": "object", **_names("use")},
                 "then": {"$ref": "#/$defs/LossConfig"},
                 "else": {"type": ["object", "null"], **by_label},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError, PluginError, did_you_mean
 from ..options import Options
+from ..specs import DistillerSpec
 from .explain import Fault, explain
 from .schema import DataConfig, LossConfig, OptimizerConfig, StudentConfig, TeacherConfig
 
@@ -38,6 +40,16 @@ class Section(NamedTuple):
 def options_class(spec) -> type[Options]:
     """The options of any spec: its own, else those of its class."""
     return spec.Options if hasattr(spec, "Options") else spec.cls.Options
+
+
+def summary_of(spec) -> str:
+    """One line about any spec: its own words, else the first line of a docstring: its class's; a loss's module's."""
+    text = getattr(spec, "summary", "") or getattr(spec, "help", "")
+    if not text and isinstance(spec, DistillerSpec):
+        text = getattr(sys.modules.get(spec.cls.__module__), "__doc__", "") or spec.cls.__doc__
+    elif not text:
+        text = (spec.cls if hasattr(spec, "cls") else spec.function).__doc__
+    return (text or "").strip().split("\n")[0]
 
 
 def parse_options(cls: type[Options], values: dict) -> Options:

@@ -14,7 +14,7 @@ from .precision import Precision
 
 class Objective(nn.Module):
     """Normalised pictures (b, C, H, W) and the teachers' outputs, by loss, to the unweighted terms, by `label` or
-    `label/term`."""
+    `label/term`. A loss without outputs of a teacher gets empty ones."""
 
     def __init__(self, student: Tapped, distillers: dict[str, Distiller], precision: Precision):
         super().__init__()
@@ -38,7 +38,7 @@ class Objective(nn.Module):
         for label, distiller in self.by_label():
             if self.phase.concerns(label):
                 loss = self.phase.stage.loss if self.phase.stage else distiller
-                for name, term in _named(loss(outputs, teachers[label], batch, step)).items():
+                for name, term in _named(loss(outputs, teachers.get(label, Outputs()), batch, step)).items():
                     _check(label, distiller, term)
                     terms[f"{label}/{name}" if name else label] = term
         return terms

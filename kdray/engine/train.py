@@ -137,6 +137,7 @@ class Training:
         self.optimizer = self.build_optimizer(self.parameters) if self.parameters else None
         if self.phase.stage is None and self.config.engine.ema:
             self.ema = EMA(self.network, self.config.engine.ema)
+        self.silent: set[str] = set()  # losses that add nothing to the main loop: no teacher looks at it for them
         self.wrapped = None
         gc.collect()  # the last phase's wrapper takes its hooks off the parameters when it goes
         self.wrapped = self._distribute()
@@ -263,7 +264,7 @@ class Training:
         self._move_options(concerned, at)
         distributed = self.wrapped is not self.objective
         with self.wrapped.no_sync() if distributed and not update else nullcontext():
-            teachers = self.parts.teachers(pictures, views, concerned)
+            teachers = self.parts.teachers(pictures, views, [label for label in concerned if label not in self.silent])
             x, *more = (self.parts.normalize(p, self.parts.precision.dtype) for p in (pictures, *views.values()))
             terms = self.wrapped(x, dict(zip(views, more)), teachers, batch, this_step)
             if not terms and self.phase.stage is None:
@@ -271,6 +272,7 @@ class Training:
                     f"losses: {', '.join(concerned)} adds nothing to the main loop, only to a stage before it, so the "
                     "student would learn nothing there: add `ce: {}`"
                 )
+            self.silent = set(concerned) - {name.split("/")[0] for name in terms} if self.phase.stage is None else set()
             # Means over unequal parts: a part counts by its rows, so that the workers' average is the global mean.
             part = len(mine) * context.world_size / len(rows) / self._batches_of_update(number, total)
             if terms:

@@ -82,7 +82,7 @@ class Server(Options):
 
 
 SPECS = {
-    "distillers": [DistillerSpec("ce", CE), DistillerSpec("kd", KD), DistillerSpec("crd", CRD)],
+    "distillers": [DistillerSpec("ce", CE), DistillerSpec("kd", KD), DistillerSpec("crd", CRD, "Contrast.")],
     "models": [
         ModelSpec("wrn_40_2", None),
         ModelSpec("wrn_16_2", None),

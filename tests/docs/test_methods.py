@@ -49,7 +49,7 @@ def test_a_section():
         **{
             "name": "mine",
             "summary": "A | B.",
-            "doc": "A | B.\n\nMore.",
+            "doc": "x − y.\n\nMore.",
             "paper": "Me: It. 2026",
             "student": ["features"],
         },
@@ -63,8 +63,10 @@ def test_a_section():
     assert page.endswith(
         """## mine
 
-```text
 A | B.
+
+```text
+x − y.
 
 More.
 ```
