@@ -5,7 +5,7 @@ These are the names that a plugin may use. They are loaded at first use, so that
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "hooks": ["hookimpl"],
@@ -26,6 +26,7 @@ _HOME = {
     "contrast.objectives": ["infonce", "nce", "partition"],
     "contrast.ring": ["Ring"],
     "contrast.slow": ["Slow"],
+    "maps": ["MapChoice", "last_maps", "map_connector", "paired_maps", "same_size"],
     "data.source": ["Source"],
     "data.augment": ["Augmentation"],
     "tracker": ["Tracker"],
