@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from ..errors import ConfigError, PluginError, did_you_mean
 from ..options import Options
@@ -54,7 +54,7 @@ def summary_of(spec) -> str:
 
 def parse_options(cls: type[Options], values: dict) -> Options:
     """Options out of YAML's plain values: strict, but a list may stand for a tuple and text for a path, as in JSON."""
-    return cls.model_validate_json(json.dumps(values))
+    return cls.model_validate_json(to_json(values))
 
 
 def sections(value: dict) -> Iterator[Section]:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..config.sections import parse_options
 from ..options import Options
 from .compare import assert_close, difference, joined, where
 from .rehearsal import Failed, Rehearsal, demand
@@ -34,7 +35,7 @@ def options(subject: Subject) -> str:
     demand(not silent, f"no description: {', '.join(silent)}; write Field(…, description='…')")
     needed = sorted(name for name, field in fields.items() if field.is_required() and name not in subject.options)
     demand(not needed, f"no default: {', '.join(needed)}; give one to each, or give the check their values")
-    subject.cls.Options.model_validate(subject.options)
+    parse_options(subject.cls.Options, subject.options)
     subject.cls.Options.model_json_schema()
     return f"{len(fields)} described" if fields else "none"
 
@@ -207,7 +208,7 @@ def scheduled(subject: Subject) -> str:
     """Options that a config may move are read at every step."""
     remarks = []
     for name in sorted(subject.cls.scheduled):
-        given = subject.cls.Options.model_validate(subject.options)
+        given = parse_options(subject.cls.Options, subject.options)
         demand(name in subject.cls.Options.model_fields, f"scheduled names '{name}', which is no option")
         demand(type(getattr(given, name)) in (int, float), f"scheduled option '{name}' is no number")
         value = _another_value(subject, given, name)
@@ -289,7 +290,7 @@ def _another_value(subject: Subject, given: Options, name: str) -> float:
     for other in (value * 1.5, value * 0.5, value + 0.25, value - 0.25, value + 1, value - 1):
         other = type(value)(other)
         try:
-            subject.cls.Options.model_validate({**subject.options, name: other})
+            parse_options(subject.cls.Options, {**subject.options, name: other})
         except ValueError:
             continue
         if other != value:

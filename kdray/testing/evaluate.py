@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..config.sections import parse_options
 from ..distiller import Batch, Outputs, Setup, Shapes, Step
 from ..errors import ConfigError
 from ..registry import Registry
@@ -79,7 +80,7 @@ def evaluate(
         new_student=new_student,
     )
     torch.manual_seed(seed)
-    distiller = spec.cls(spec.cls.Options.model_validate(dict(options or {})), setup).to(example.device, example.dtype)
+    distiller = spec.cls(parse_options(spec.cls.Options, dict(options or {})), setup).to(example.device, example.dtype)
     if state:
         unknown = sorted(set(state) - set(distiller.state_dict()))
         if unknown:

@@ -10,6 +10,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from ..config.sections import parse_options
 from ..data.views import share
 from ..distiller import Batch, Distiller, Outputs, Step
 from ..engine.batchnorm import synchronise
@@ -72,7 +73,7 @@ class Rehearsal:
         self.setup = scene.setup(cls.requires, dtype)
         _seed_everything(0, disturb)
         torch.default_generator.manual_seed(0)  # heads may draw their first weights from it
-        self.distiller = cls(cls.Options.model_validate(options), self.setup).to(dtype)
+        self.distiller = cls(parse_options(cls.Options, options), self.setup).to(dtype)
         if self.context.world_size > 1:
             synchronise(self.distiller, torch.device("cpu"))
         objective = Objective(nn.Identity(), {"": self.distiller}, None)

@@ -16,6 +16,41 @@ def test_first_party(name):
     check_distiller(name)
 
 
+def queue(**more):
+    return {"negatives": {"kind": "queue", "count": 20, **more}}
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("ce", {"label_smoothing": 0.1}),
+        ("crd", {"negatives": {"kind": "bank", "count": 16, "mode": "relax"}}),
+        ("crd", {"negatives": {"kind": "all"}}),
+        ("crd", {"negatives": {"kind": "batch"}}),
+        ("crd", {"negatives": {"kind": "all"}, "positives": "class", "objective": "infonce"}),
+        ("crd", queue()),
+        ("crd", {**queue(other="sample"), "objective": "infonce"}),
+        ("crd", {**queue(), "positives": "class", "slow": 0.9}),
+        ("rrd", {"teacher_head": "none"}),
+        ("compress", {"queues": 1}),
+        ("cc", {"form": "paper"}),
+        ("hint", {"init_epochs": 2, "regressor": "conv_relu"}),
+        ("ft", {"factors": "maps"}),
+        ("sp", {"maps": [-2, -1]}),
+        ("dkd", {"standardise": True}),
+        ("ttm", {"weighted": True}),
+        ("sdd", {"base": "dkd"}),
+        ("sdd", {"base": "nkd"}),
+        ("ikl", {"prior": "sample"}),
+        ("catkd", {"normalise": False}),
+        ("mgd", {"mask": "positions"}),
+        ("dml", {"peers": 2}),
+    ],
+)
+def test_first_party_with_other_options(name, options):
+    check_distiller(name, options)
+
+
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_good_one_passes(check):
     check_distiller(broken.Good, checks=[check])
