@@ -5,17 +5,24 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Published, Requires, Stage, hookimpl
+from kdray import (
+    Distiller,
+    DistillerSpec,
+    MapChoice,
+    Options,
+    Published,
+    Requires,
+    Stage,
+    hookimpl,
+    map_connector,
+    paired_maps,
+)
 
 
 class ABOptions(Options):
     init_epochs: int = Field(30, ge=1, description="Epochs of the first stage, which is all of the method.")
     margin: float = Field(1.0, gt=0, description="μ: how far beyond the boundary the student's response has to lie.")
-    maps: tuple[int, ...] | None = Field(
-        None,
-        min_length=1,
-        description="Which maps, 0 the stem's and −1 the last; without it all but the stem's, from the deep end.",
-    )
+    maps: MapChoice = None
 
 
 class AB(Distiller):
@@ -37,10 +44,7 @@ class AB(Distiller):
     def __init__(self, options, setup):
         super().__init__(options, setup)
         shapes_s, shapes_t = setup.student.preactivations, setup.teacher.preactivations
-        n = min(len(shapes_s), len(shapes_t))
-        self.maps = options.maps or range(1 - n, 0)
-        if not self.maps or not all(-n <= i < n for i in self.maps):
-            raise ConfigError(f"ab: maps {list(self.maps)}: the networks share {n}; choose −{n} to {n - 1} in `maps`.")
+        self.maps = paired_maps("ab", setup, "preactivations", options.maps)
         self.connectors = nn.ModuleList(connector(shapes_s[i], shapes_t[i]) for i in self.maps)
 
     def stages(self):
@@ -59,23 +63,10 @@ class AB(Distiller):
 
 
 def connector(shape_s, shape_t):
-    """From maps of shape_s = (C, H, W) to maps of shape_t: by a stride of 2, up or down, or a kernel without padding
-    that cuts the surplus."""
+    """From maps of shape_s = (C, H, W) to maps of shape_t."""
     if shape_s == shape_t:
         return nn.Identity()
-    (C_s, *size_s), (C_t, *size_t) = shape_s, shape_t
-    if all(s == 2 * t for s, t in zip(size_s, size_t)):
-        conv = nn.Conv2d(C_s, C_t, 3, stride=2, padding=1)
-    elif all(2 * s == t for s, t in zip(size_s, size_t)):
-        conv = nn.ConvTranspose2d(C_s, C_t, 4, stride=2, padding=1)
-    elif all(s >= t for s, t in zip(size_s, size_t)):
-        conv = nn.Conv2d(C_s, C_t, tuple(1 + s - t for s, t in zip(size_s, size_t)))
-    else:
-        raise ConfigError(
-            f"ab: the student's map is {shape_s}, the teacher's {shape_t} (channels, height, width); it may be larger, "
-            "or half as large. Choose other `maps`."
-        )
-    return nn.Sequential(conv, nn.BatchNorm2d(C_t))
+    return nn.Sequential(map_connector("ab", shape_s, shape_t), nn.BatchNorm2d(shape_t[0]))
 
 
 @hookimpl

@@ -3,16 +3,12 @@
 import torch.nn.functional as F
 from pydantic import Field
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Published, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, MapChoice, Options, Published, Requires, hookimpl, paired_maps, same_size
 
 
 class ATOptions(Options):
     p: float = Field(2.0, ge=1, description="p: a position's attention is the mean over channels of |f|^p.")
-    maps: tuple[int, ...] | None = Field(
-        None,
-        min_length=1,
-        description="Which maps, 0 the stem's and −1 the last; without it all but the stem's, from the deep end.",
-    )
+    maps: MapChoice = None
 
 
 class AT(Distiller):
@@ -29,18 +25,13 @@ class AT(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        n = min(len(setup.student.features), len(setup.teacher.features))
-        self.maps = options.maps or range(1 - n, 0)
-        if not self.maps or not all(-n <= i < n for i in self.maps):
-            raise ConfigError(f"at: maps {list(self.maps)}: the networks share {n}; choose −{n} to {n - 1} in `maps`.")
+        self.maps = paired_maps("at", setup, "features", options.maps)
 
     def forward(self, student, teacher, batch, step):
         return sum(self.difference(student.features[i], teacher.features[i]) for i in self.maps)
 
     def difference(self, f_s, f_t):
-        if f_s.shape[2:] != f_t.shape[2:]:
-            size = [min(a, b) for a, b in zip(f_s.shape[2:], f_t.shape[2:])]
-            f_s, f_t = F.adaptive_avg_pool2d(f_s, size), F.adaptive_avg_pool2d(f_t, size)
+        f_s, f_t = same_size(f_s, f_t)
         return F.mse_loss(self.attention(f_s), self.attention(f_t))
 
     def attention(self, f):

@@ -5,7 +5,18 @@ from itertools import pairwise
 import torch.nn.functional as F
 from pydantic import Field
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Published, Requires, Stage, hookimpl
+from kdray import (
+    ConfigError,
+    Distiller,
+    DistillerSpec,
+    Options,
+    Published,
+    Requires,
+    Stage,
+    hookimpl,
+    paired_maps,
+    same_size,
+)
 
 
 class FSPOptions(Options):
@@ -35,12 +46,7 @@ class FSP(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        n = min(len(setup.student.features), len(setup.teacher.features))
-        self.maps = options.maps or range(-n, 0)
-        if len(self.maps) < 2 or not all(-n <= i < n for i in self.maps):
-            raise ConfigError(
-                f"fsp: maps {list(self.maps)}: the networks share {n}; choose two or more of −{n} to {n - 1} in `maps`."
-            )
+        self.maps = paired_maps("fsp", setup, "features", options.maps, first=0, least=2)
         C_s, C_t = ([side.features[i][0] for i in self.maps] for side in (setup.student, setup.teacher))
         if C_s != C_t:
             raise ConfigError(
@@ -63,10 +69,7 @@ class FSP(Distiller):
 
 def gram(f, g):
     """(B, C, H, W) and (B, C′, H′, W′) to (B, C, C′)."""
-    if f.shape[2:] != g.shape[2:]:
-        size = [min(a, b) for a, b in zip(f.shape[2:], g.shape[2:])]
-        f, g = F.adaptive_avg_pool2d(f, size), F.adaptive_avg_pool2d(g, size)
-    f, g = f.flatten(2), g.flatten(2)
+    f, g = (x.flatten(2) for x in same_size(f, g))
     return f @ g.mT / f.shape[2]
 
 

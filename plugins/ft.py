@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Published, Requires, Stage, hookimpl
+from kdray import Distiller, DistillerSpec, Options, Published, Requires, Stage, hookimpl, paired_maps, same_size
 
 
 class FTOptions(Options):
@@ -38,11 +38,9 @@ class FT(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        n = min(len(setup.student.features), len(setup.teacher.features))
-        if not -n <= options.map < n:
-            raise ConfigError(f"ft: there is no map {options.map} in both networks; choose −{n} to {n - 1}.")
+        (self.map,) = paired_maps("ft", setup, "features", [options.map])
         if options.factors == "learned":
-            C_s, C_t = setup.student.features[options.map][0], setup.teacher.features[options.map][0]
+            C_s, C_t = setup.student.features[self.map][0], setup.teacher.features[self.map][0]
             C = max(int(options.rate * C_t), 1)
             encoder = layers(nn.Conv2d, (C_t, C_t, C, C))
             self.paraphraser = nn.ModuleDict(
@@ -59,18 +57,16 @@ class FT(Distiller):
         ]
 
     def paraphrase(self, student, teacher, batch, step):
-        f_t = teacher.features[self.options.map]
+        f_t = teacher.features[self.map]
         return F.mse_loss(self.paraphraser["decoder"](self.paraphraser["encoder"](f_t)), f_t)
 
     def forward(self, student, teacher, batch, step):
-        f_s, f_t = student.features[self.options.map], teacher.features[self.options.map]
+        f_s, f_t = student.features[self.map], teacher.features[self.map]
         if self.options.factors == "learned":
             f_s = self.translator(f_s)
             with torch.no_grad():
                 f_t = self.paraphraser["encoder"](f_t)
-        if f_s.shape[2:] != f_t.shape[2:]:
-            size = [min(a, b) for a, b in zip(f_s.shape[2:], f_t.shape[2:])]
-            f_s, f_t = F.adaptive_avg_pool2d(f_s, size), F.adaptive_avg_pool2d(f_t, size)
+        f_s, f_t = same_size(f_s, f_t)
         return (self.factor(f_s) - self.factor(f_t)).abs().pow(self.options.p2).mean()
 
     def factor(self, f):

@@ -6,7 +6,18 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Published, Requires, Stage, hookimpl
+from kdray import (
+    ConfigError,
+    Distiller,
+    DistillerSpec,
+    Options,
+    Published,
+    Requires,
+    Stage,
+    hookimpl,
+    map_connector,
+    paired_maps,
+)
 
 
 class HintOptions(Options):
@@ -37,16 +48,12 @@ class Hint(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        n = min(len(setup.student.features), len(setup.teacher.features))
-        if not -n <= options.layer < n:
-            raise ConfigError(f"hint: there is no map {options.layer} in both networks; choose −{n} to {n - 1}.")
-        self.regressor = regressor(
-            options.regressor, setup.student.features[options.layer], setup.teacher.features[options.layer]
-        )
+        (self.layer,) = paired_maps("hint", setup, "features", [options.layer])
+        shapes = (side.features[self.layer] for side in (setup.student, setup.teacher))
+        self.regressor = regressor(options.regressor, *shapes)
 
     def hint(self, student, teacher, batch, step):
-        layer = self.options.layer
-        return F.mse_loss(self.regressor(student.features[layer]), teacher.features[layer])
+        return F.mse_loss(self.regressor(student.features[self.layer]), teacher.features[self.layer])
 
     def stages(self):
         epochs = self.options.init_epochs
@@ -57,9 +64,7 @@ class Hint(Distiller):
 
 
 def regressor(kind, shape_s, shape_t):
-    """From maps of shape_s = (C, H, W) to maps of shape_t: by a stride of 2, up or down, or a kernel without padding
-    that cuts the surplus."""
-    (C_s, *size_s), (C_t, *size_t) = shape_s, shape_t
+    """From maps of shape_s = (C, H, W) to maps of shape_t."""
     if kind == "none":
         if shape_s != shape_t:
             raise ConfigError(
@@ -67,18 +72,8 @@ def regressor(kind, shape_s, shape_t):
                 "Take another `regressor` or `layer`."
             )
         return nn.Identity()
-    if all(s == 2 * t for s, t in zip(size_s, size_t)):
-        conv = nn.Conv2d(C_s, C_t, 3, stride=2, padding=1)
-    elif all(2 * s == t for s, t in zip(size_s, size_t)):
-        conv = nn.ConvTranspose2d(C_s, C_t, 4, stride=2, padding=1)
-    elif all(s >= t for s, t in zip(size_s, size_t)):
-        conv = nn.Conv2d(C_s, C_t, tuple(1 + s - t for s, t in zip(size_s, size_t)))
-    else:
-        raise ConfigError(
-            f"hint: the student's map is {shape_s}, the teacher's {shape_t} (channels, height, width); it may be "
-            "larger, or half as large. Choose another `layer`."
-        )
-    return nn.Sequential(conv, *([nn.BatchNorm2d(C_t)] if kind == "conv_bn_relu" else []), nn.ReLU())
+    conv = map_connector("hint", shape_s, shape_t)
+    return nn.Sequential(conv, *([nn.BatchNorm2d(shape_t[0])] if kind == "conv_bn_relu" else []), nn.ReLU())
 
 
 @hookimpl

@@ -1,23 +1,20 @@
 """Distillation by singular vectors: how the main direction of a map's channels turns from stage to stage."""
 
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Requires, hookimpl
+from kdray import ConfigError, Distiller, DistillerSpec, MapChoice, Options, Requires, hookimpl, paired_maps
 
 SPARE = 3  # further singular vectors of the student among which those nearest to the teacher's are sought
 
 
 class KDSVDOptions(Options):
     rank: int = Field(1, ge=1, description="k: singular vectors of a teacher's map that are followed.")
-    maps: tuple[int, ...] | None = Field(
-        None,
-        min_length=2,
-        description="Which maps, 0 the stem's and −1 the last; without it all but the stem's, from the deep end.",
-    )
+    maps: Annotated[MapChoice, Field(min_length=2)] = None
 
 
 class KDSVD(Distiller):
@@ -36,12 +33,7 @@ class KDSVD(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        n = min(len(setup.student.features), len(setup.teacher.features))
-        self.maps = options.maps or range(1 - n, 0)
-        if len(self.maps) < 2 or not all(-n <= i < n for i in self.maps):
-            raise ConfigError(
-                f"kdsvd: maps {list(self.maps)}: the networks share {n}; choose two or more of −{n} to {n - 1}."
-            )
+        self.maps = paired_maps("kdsvd", setup, "features", options.maps, least=2)
         C_s, C_t = ([side.features[i][0] for i in self.maps] for side in (setup.student, setup.teacher))
         if C_s != C_t:
             raise ConfigError(

@@ -1,17 +1,12 @@
 """Neuron selectivity transfer: the distribution of where channels respond is the teacher's."""
 
 import torch.nn.functional as F
-from pydantic import Field
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Published, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, MapChoice, Options, Published, Requires, hookimpl, paired_maps, same_size
 
 
 class NSTOptions(Options):
-    maps: tuple[int, ...] | None = Field(
-        None,
-        min_length=1,
-        description="Which maps, 0 the stem's and −1 the last; without it all but the stem's, from the deep end.",
-    )
+    maps: MapChoice = None
 
 
 class NST(Distiller):
@@ -28,19 +23,14 @@ class NST(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        n = min(len(setup.student.features), len(setup.teacher.features))
-        self.maps = options.maps or range(1 - n, 0)
-        if not self.maps or not all(-n <= i < n for i in self.maps):
-            raise ConfigError(f"nst: maps {list(self.maps)}: the networks share {n}; choose −{n} to {n - 1} in `maps`.")
+        self.maps = paired_maps("nst", setup, "features", options.maps)
 
     def forward(self, student, teacher, batch, step):
         return sum(discrepancy(student.features[i], teacher.features[i]) for i in self.maps)
 
 
 def discrepancy(f_s, f_t):
-    if f_s.shape[2:] != f_t.shape[2:]:
-        size = [min(a, b) for a, b in zip(f_s.shape[2:], f_t.shape[2:])]
-        f_s, f_t = F.adaptive_avg_pool2d(f_s, size), F.adaptive_avg_pool2d(f_t, size)
+    f_s, f_t = same_size(f_s, f_t)
     x, y = F.normalize(f_s.flatten(2), dim=2), F.normalize(f_t.flatten(2), dim=2)
     return kernel(x, x) + kernel(y, y) - 2 * kernel(x, y)
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Requires, Stage, hookimpl
+from kdray import Distiller, DistillerSpec, Options, Requires, Stage, hookimpl, paired_maps
 
 
 class OFDOptions(Options):
@@ -37,31 +37,20 @@ class OFD(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        shapes_s, shapes_t = setup.student.preactivations[1:], setup.teacher.preactivations[1:]
-        self.depth = min(len(shapes_s), len(shapes_t))
-        if not self.depth or any(len(shape) != 3 for shape in (*shapes_s, *shapes_t)):
-            raise ConfigError(
-                "ofd compares the maps (C, H, W) of the stages before their last ReLU, the first map (the stem's) "
-                f"excepted; after it the student has {list(shapes_s)}, the teacher {list(shapes_t)}. Name at least two "
-                "in the models' `layers: {preactivations: [...]}`."
-            )
-        pairs = zip(self.paired(shapes_s), self.paired(shapes_t))
-        self.connectors = nn.ModuleList(connector(s[0], t[0]) for s, t in pairs)
-        widths = [t[0] for t in self.paired(shapes_t)]
-        self.register_buffer("negative_sum", torch.zeros(sum(widths)))  # of all channels of all stages, in order
-        self.register_buffer("negative_count", torch.zeros(sum(widths)))
-        self.register_buffer("margin", torch.zeros(sum(widths)))
-        self.widths = widths
-
-    def paired(self, maps):
-        return maps[-self.depth :]
+        self.maps = paired_maps("ofd", setup, "preactivations")
+        widths_s, widths_t = ([side.preactivations[i][0] for i in self.maps] for side in (setup.student, setup.teacher))
+        self.connectors = nn.ModuleList(connector(s, t) for s, t in zip(widths_s, widths_t))
+        self.register_buffer("negative_sum", torch.zeros(sum(widths_t)))  # of all channels of all stages, in order
+        self.register_buffer("negative_count", torch.zeros(sum(widths_t)))
+        self.register_buffer("margin", torch.zeros(sum(widths_t)))
+        self.widths = widths_t
 
     def stages(self):
         return [Stage("margins", self.options.margin_epochs, self.look, finish=self.fix)]
 
     @torch.no_grad()
     def look(self, student, teacher, batch, step):
-        maps = self.paired(teacher.preactivations)
+        maps = [teacher.preactivations[i] for i in self.maps]
         sums = torch.cat([x.clamp(max=0).sum(dim=(2, 3)) for x in maps], dim=1)
         counts = torch.cat([(x < 0).sum(dim=(2, 3)) for x in maps], dim=1)
         self.negative_sum += step.gather(sums).sum(dim=0)
@@ -73,18 +62,12 @@ class OFD(Distiller):
         self.margin.copy_(self.negative_sum / self.negative_count.clamp(min=1))
 
     def forward(self, student, teacher, batch, step):
-        stages = zip(
-            self.connectors,
-            self.paired(student.preactivations),
-            self.paired(teacher.preactivations),
-            self.margin.split(self.widths),
-        )
-        loss = 0.0
-        for place, (connect, s, t, margin) in enumerate(stages, start=1):
-            s = connect(s)
+        loss, layers = 0.0, zip(self.maps, self.connectors, self.margin.split(self.widths))
+        for place, (i, connect, margin) in enumerate(layers, start=1):
+            s, t = connect(student.preactivations[i]), teacher.preactivations[i]
             t = torch.maximum(F.adaptive_avg_pool2d(t, s.shape[2:]), margin[:, None, None])
             counted = (s > t) | (t > 0)
-            loss = loss + 2.0 ** (place - self.depth) * ((t - s) ** 2 * counted).sum(dim=(1, 2, 3)).mean()
+            loss = loss + 2.0 ** (place - len(self.maps)) * ((t - s) ** 2 * counted).sum(dim=(1, 2, 3)).mean()
         return loss
 
 

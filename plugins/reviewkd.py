@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdray import ConfigError, Distiller, DistillerSpec, Published, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, Published, Requires, hookimpl, paired_maps
 
 
 class ReviewKD(Distiller):
@@ -23,27 +23,17 @@ class ReviewKD(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        shapes_s, shapes_t = setup.student.features[1:], setup.teacher.preactivations[1:]
-        self.depth = min(len(shapes_s), len(shapes_t))
-        if not self.depth or any(len(shape) != 3 for shape in (*shapes_s, *shapes_t)):
-            raise ConfigError(
-                "reviewkd compares the maps (C, H, W) of the stages, the first map (the stem's) excepted; after it the "
-                f"student has {list(shapes_s)}, the teacher {list(shapes_t)}. Name at least two in the models' "
-                "`layers:`, as `features` of the student and `preactivations` of the teacher."
-            )
-        widths_s = [shape[0] for shape in (*self.paired(shapes_s), setup.student.embedding)]
-        widths_t = [shape[0] for shape in (*self.paired(shapes_t), setup.teacher.embedding)]
+        self.maps = paired_maps("reviewkd", setup, "features", kind_t="preactivations")
+        widths_s = [*(setup.student.features[i][0] for i in self.maps), *setup.student.embedding]
+        widths_t = [*(setup.teacher.preactivations[i][0] for i in self.maps), *setup.teacher.embedding]
         middle = min(512, widths_s[-1])
         self.fusions = nn.ModuleList(  # deep to shallow; there is nothing deeper than the first to fuse it with
             ABF(s, middle, t, fuse=number > 0) for number, (s, t) in enumerate(zip(widths_s[::-1], widths_t[::-1]))
         )
 
-    def paired(self, maps):
-        return maps[-self.depth :]
-
     def forward(self, student, teacher, batch, step):
-        maps_s = [*self.paired(student.features), student.embedding[:, :, None, None]]
-        maps_t = [*self.paired(teacher.preactivations), teacher.embedding[:, :, None, None]]
+        maps_s = [*(student.features[i] for i in self.maps), student.embedding[:, :, None, None]]
+        maps_t = [*(teacher.preactivations[i] for i in self.maps), teacher.embedding[:, :, None, None]]
         loss, carried = 0.0, None
         for fuse, s, t in zip(self.fusions, reversed(maps_s), reversed(maps_t)):
             answer, carried = fuse(s, carried, t.shape[2:])

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Published, Requires, hookimpl
+from kdray import ConfigError, Distiller, DistillerSpec, Options, Published, Requires, hookimpl, same_size
 
 
 class SemCKDOptions(Options):
@@ -73,8 +73,8 @@ class SemCKD(Distiller):
 
 def distance(s, t, regress):
     """Mean square of r(s) − t for each sample (b,), in the smaller size of the two."""
-    size = [min(a, b) for a, b in zip(s.shape[2:], t.shape[2:])]
-    return (regress(F.adaptive_avg_pool2d(s, size)) - F.adaptive_avg_pool2d(t, size)).pow(2).mean(dim=(1, 2, 3))
+    s, t = same_size(s, t)
+    return (regress(s) - t).pow(2).mean(dim=(1, 2, 3))
 
 
 def mlp(inputs: int, outputs: int) -> nn.Sequential:

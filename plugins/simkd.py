@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Published, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, Options, Published, Requires, hookimpl, last_maps
 
 
 class SimKDOptions(Options):
@@ -32,12 +32,7 @@ class SimKD(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        shape_s, shape_t = setup.student.last_map, setup.teacher.last_map
-        if len(shape_s) != 3 or len(shape_t) != 3:
-            raise ConfigError(
-                f"simkd compares last maps (C, H, W); the student's has the shape {shape_s}, the teacher's {shape_t}. "
-                "Name others in the models' `layers: {last_map: ...}`."
-            )
+        shape_s, shape_t = last_maps("simkd", student=setup.student, teacher=setup.teacher)
         width_s, width_t = shape_s[0], shape_t[0]
         inner = max(1, width_t // options.factor)
         self.size = tuple(min(s, t) for s, t in zip(shape_s[1:], shape_t[1:]))

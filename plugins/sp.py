@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from pydantic import Field
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Published, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, Options, Published, Requires, hookimpl, paired_maps
 
 
 class SPOptions(Options):
@@ -26,13 +26,11 @@ class SP(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        n = min(len(setup.student.features), len(setup.teacher.features))
-        if not all(-n <= i < n for i in options.maps):
-            raise ConfigError(f"sp: maps {list(options.maps)}: the networks share {n}; choose −{n} to {n - 1}.")
+        self.maps = paired_maps("sp", setup, "features", options.maps, spatial=False)
 
     def forward(self, student, teacher, batch, step):
         loss = 0
-        for i in self.options.maps:
+        for i in self.maps:
             F_s = step.gather(student.features[i].flatten(1), differentiable=True)
             F_t = step.gather(teacher.features[i].flatten(1))
             loss = loss + F.mse_loss(F.normalize(F_s @ F_s.T, dim=1), F.normalize(F_t @ F_t.T, dim=1))

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import nn
 
-from kdray import ConfigError, Distiller, DistillerSpec, Published, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, Published, Requires, hookimpl, last_maps
 
 
 class SRRL(Distiller):
@@ -25,12 +25,8 @@ class SRRL(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        if len(setup.student.last_map) != 3:
-            raise ConfigError(
-                f"srrl needs a last map (C, H, W) of the student; its has the shape {setup.student.last_map}. Name "
-                "another in its `layers: {last_map: ...}`."
-            )
-        width_s, width_t = setup.student.last_map[0], setup.teacher.embedding[0]
+        (shape_s,) = last_maps("srrl", student=setup.student)
+        width_s, width_t = shape_s[0], setup.teacher.embedding[0]
         convolution = nn.Conv2d(width_s, width_t, 1, bias=False)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         self.connector = nn.Sequential(convolution, nn.BatchNorm2d(width_t), nn.ReLU())

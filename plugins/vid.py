@@ -7,15 +7,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Published, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, MapChoice, Options, Published, Requires, hookimpl, paired_maps, same_size
 
 
 class VIDOptions(Options):
-    maps: tuple[int, ...] | None = Field(
-        None,
-        min_length=1,
-        description="Which maps, 0 the stem's and −1 the last; without it all but the stem's, from the deep end.",
-    )
+    maps: MapChoice = None
     init_variance: float = Field(5.0, gt=0.001, description="σ² of every channel at the start.")
     epsilon: float = Field(1e-5, gt=0, lt=0.001, description="Smallest σ².")
 
@@ -35,10 +31,7 @@ class VID(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        n = min(len(setup.student.features), len(setup.teacher.features))
-        self.maps = options.maps or range(1 - n, 0)
-        if not self.maps or not all(-n <= i < n for i in self.maps):
-            raise ConfigError(f"vid: maps {list(self.maps)}: the networks share {n}; choose −{n} to {n - 1} in `maps`.")
+        self.maps = paired_maps("vid", setup, "features", options.maps)
         channels = [(setup.student.features[i][0], setup.teacher.features[i][0]) for i in self.maps]
         self.regressors = nn.ModuleList(regressor(s, t) for s, t in channels)
         start = math.log(math.expm1(options.init_variance - options.epsilon))  # softplus of it is the rest
@@ -49,9 +42,7 @@ class VID(Distiller):
         return sum(self.nll(student.features[i], teacher.features[i], mu, rho) for i, mu, rho in layers)
 
     def nll(self, f_s, f_t, mu, rho):
-        if f_s.shape[2:] != f_t.shape[2:]:
-            size = [min(a, b) for a, b in zip(f_s.shape[2:], f_t.shape[2:])]
-            f_s, f_t = F.adaptive_avg_pool2d(f_s, size), F.adaptive_avg_pool2d(f_t, size)
+        f_s, f_t = same_size(f_s, f_t)
         variance = (F.softplus(rho) + self.options.epsilon)[:, None, None]
         return 0.5 * ((mu(f_s) - f_t) ** 2 / variance + variance.log()).mean()
 
