@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from pydantic import Field
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, Options, Requires, hookimpl, last_maps
 
 
 class CATKDOptions(Options):
@@ -31,12 +31,7 @@ class CATKD(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        for side, shape in (("student", setup.student.last_map), ("teacher", setup.teacher.last_map)):
-            if len(shape) != 3:
-                raise ConfigError(
-                    f"catkd needs a last map (C, H, W) of the {side}; its has the shape {shape}. Name another in its "
-                    "`layers: {last_map: ...}`."
-                )
+        last_maps("catkd", student=setup.student, teacher=setup.teacher)
 
     def forward(self, student, teacher, batch, step):
         return F.mse_loss(self.activation(student), self.activation(teacher).detach())

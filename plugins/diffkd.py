@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, Options, Requires, hookimpl, last_maps, same_size
 
 TIMES = 1000
 """Of the diffusion that is learned."""
@@ -39,13 +39,7 @@ class DiffKD(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        shape_s, shape_t = setup.student.last_map, setup.teacher.last_map
-        if len(shape_s) != 3 or len(shape_t) != 3:
-            raise ConfigError(
-                f"diffkd compares last maps (C, H, W); the student's has the shape {shape_s}, the teacher's {shape_t}. "
-                "Name others in the models' `layers: {last_map: ...}`."
-            )
-        self.size = tuple(min(s, t) for s, t in zip(shape_s[1:], shape_t[1:]))
+        shape_s, shape_t = last_maps("diffkd", student=setup.student, teacher=setup.teacher)
         latent, classes = options.latent or max(1, shape_t[0] // 2), setup.num_classes
         self.encode = nn.Sequential(*convolution(shape_t[0], latent))
         self.decode = nn.Conv2d(latent, shape_t[0], 1)
@@ -62,7 +56,7 @@ class DiffKD(Distiller):
 
     def forward(self, student, teacher, batch, step):
         T, steps = self.options.temperature, self.options.steps
-        s, t = (F.adaptive_avg_pool2d(x.last_map, self.size) for x in (student, teacher))
+        s, t = same_size(student.last_map, teacher.last_map)
         z_s, z_t = (x.logits[:, :, None, None] for x in (student, teacher))
         hidden = self.encode(t)
         reconstruction, hidden = F.mse_loss(self.decode(hidden), t), hidden.detach()

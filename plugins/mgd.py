@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, Options, Requires, hookimpl, last_maps, same_size
 
 
 class MGDOptions(Options):
@@ -34,23 +34,17 @@ class MGD(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        shape_s, shape_t = setup.student.last_map, setup.teacher.last_map
-        if len(shape_s) != 3 or len(shape_t) != 3:
-            raise ConfigError(
-                f"mgd compares last maps (C, H, W); the student's has the shape {shape_s}, the teacher's {shape_t}. "
-                "Name others in the models' `layers: {last_map: ...}`."
-            )
+        shape_s, shape_t = last_maps("mgd", student=setup.student, teacher=setup.teacher)
         width = shape_t[0]
-        self.size = tuple(min(s, t) for s, t in zip(shape_s[1:], shape_t[1:]))
         self.align = nn.Conv2d(shape_s[0], width, 1) if shape_s[0] != width else nn.Identity()
         self.generate = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
         )
 
     def forward(self, student, teacher, batch, step):
-        s = self.align(F.adaptive_avg_pool2d(student.last_map, self.size))
-        t = F.adaptive_avg_pool2d(teacher.last_map, self.size)
-        whole = (batch.size, s.shape[1], 1, 1) if self.options.mask == "channels" else (batch.size, 1, *self.size)
+        s, t = same_size(student.last_map, teacher.last_map)
+        s = self.align(s)
+        whole = (batch.size, s.shape[1], 1, 1) if self.options.mask == "channels" else (batch.size, 1, *s.shape[2:])
         drawn = torch.rand(whole, generator=step.generator)[batch.offset : batch.offset + len(s)]
         kept = (drawn >= self.options.masked).to(s)
         return F.mse_loss(self.generate(kept * s), t, reduction="sum") / len(s)

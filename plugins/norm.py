@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Published, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, Options, Published, Requires, hookimpl, last_maps
 
 
 class NORMOptions(Options):
@@ -39,12 +39,7 @@ class NORM(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        shape_s, shape_t = setup.student.last_map, setup.teacher.last_map
-        if len(shape_s) != 3 or len(shape_t) != 3:
-            raise ConfigError(
-                f"norm compares last maps (C, H, W); the student's has the shape {shape_s}, the teacher's {shape_t}. "
-                "Name others in the models' `layers: {last_map: ...}`."
-            )
+        shape_s, shape_t = last_maps("norm", student=setup.student, teacher=setup.teacher)
         wide = options.copies * shape_t[0]
         self.size = tuple(min(s, t) for s, t in zip(shape_s[1:], shape_t[1:]))
         self.expand = convolution(shape_s[0], wide)

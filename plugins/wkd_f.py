@@ -3,7 +3,17 @@
 from pydantic import Field
 from torch import nn
 
-from kdray import ConfigError, Distiller, DistillerSpec, Options, Published, Requires, hookimpl
+from kdray import (
+    ConfigError,
+    Distiller,
+    DistillerSpec,
+    Options,
+    Published,
+    Requires,
+    hookimpl,
+    last_maps,
+    map_connector,
+)
 
 
 class WKDFOptions(Options):
@@ -17,8 +27,7 @@ class WKDF(Distiller):
 
     μ, σ (D_t): mean and standard deviation of each channel over the positions of a cell, of n − 1 degrees of freedom.
     With r = 1 it is the squared Wasserstein distance of two Gaussians with diagonal covariances. The student's last map
-    goes through a convolution to the teacher's channels, batch norm and ReLU; the convolution also halves or doubles
-    its sides where they are twice or half the teacher's.
+    goes through a convolution to the teacher's channels and size, batch norm and ReLU.
     """
 
     Options = WKDFOptions
@@ -32,13 +41,8 @@ class WKDF(Distiller):
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
-        shape_s, shape_t = setup.student.last_map, setup.teacher.last_map
-        if len(shape_s) != 3 or len(shape_t) != 3:
-            raise ConfigError(
-                f"wkd_f compares last maps (C, H, W); the student's has the shape {shape_s}, the teacher's {shape_t}. "
-                "Name others in the models' `layers: {last_map: ...}`."
-            )
-        self.connector = nn.Sequential(convolution(shape_s, shape_t), nn.BatchNorm2d(shape_t[0]), nn.ReLU())
+        shape_s, shape_t = last_maps("wkd_f", student=setup.student, teacher=setup.teacher)
+        self.connector = nn.Sequential(map_connector("wkd_f", shape_s, shape_t), nn.BatchNorm2d(shape_t[0]), nn.ReLU())
         sides, grid = shape_t[1:], options.grid
         if any(side % grid for side in sides) or sides[0] * sides[1] < 2 * grid**2:
             raise ConfigError(
@@ -59,20 +63,6 @@ class WKDF(Distiller):
         grid = self.options.grid
         cells = maps.unflatten(3, (grid, -1)).unflatten(2, (grid, -1))
         return cells.mean(dim=(3, 5)), (cells.var(dim=(3, 5)) + self.options.eps).sqrt()
-
-
-def convolution(shape_s, shape_t) -> nn.Module:
-    (inputs, *sides_s), (outputs, *sides_t) = shape_s, shape_t
-    if sides_s == sides_t:
-        return nn.Conv2d(inputs, outputs, 1, bias=False)
-    if sides_s == [2 * side for side in sides_t]:
-        return nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
-    if sides_t == [2 * side for side in sides_s]:
-        return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
-    raise ConfigError(
-        f"wkd_f needs last maps of equal sides, or of one twice as large as the other; the student's has the shape "
-        f"{tuple(shape_s)}, the teacher's {tuple(shape_t)}. Name others in the models' `layers: {{last_map: ...}}`."
-    )
 
 
 @hookimpl

@@ -509,7 +509,7 @@ def test_wkd_f(options, size_s, size_t):
 @pytest.mark.parametrize(
     ("options", "shape_s", "shape_t", "message"),
     [
-        ({}, (3, 3, 3), (2, 4, 4), "one twice as large"),
+        ({}, (3, 3, 3), (2, 4, 4), "half as large"),
         ({"grid": 3}, (3, 4, 4), (2, 4, 4), "3×3 equal cells"),
         ({"grid": 4}, (3, 4, 4), (2, 4, 4), "at least two positions"),
         ({}, (3, 1, 1), (2, 1, 1), "at least two positions"),
