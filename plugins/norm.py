@@ -33,7 +33,10 @@ class NORM(Distiller):
 
     Options = NORMOptions
     requires = Requires(student={"last_map", "head"}, teacher={"last_map"})
-    paper = "Liu, Li, Li, Yao: NORM: Knowledge Distillation via N-to-One Representation Matching. ICLR 2023"
+    paper = (
+        "Liu, Li, Li, Yao: NORM: Knowledge Distillation via N-to-One Representation Matching. ICLR 2023, "
+        "arXiv 2305.13803"
+    )
     published = Published(resnet8x4=76.49, wrn_16_2=75.65, source="NORM README")
     scheduled = frozenset({"alpha", "gamma", "scale"})
 
