@@ -183,7 +183,8 @@ class Distiller(nn.Module):
         """The unweighted loss, or several named terms.
 
         Each is the mean over this worker's rows, so that the mean over workers is the loss of the global batch. A term
-        that is computed on gathered rows, equal on every worker, obeys the same rule. `{}`: nothing to add.
+        that is computed on gathered rows, equal on every worker, obeys the same rule. `{}`: nothing to add. The names
+        are the same at every step.
         """
         raise NotImplementedError
 

@@ -115,6 +115,8 @@ def _named_teachers(value: dict) -> list[Fault]:
     names = list(teachers) if isinstance(teachers, dict) else []
     both = names and value.get("teacher") is not None
     faults = [Fault(("teachers",), "give `teacher` or `teachers`, not both.", "key")] if both else []
+    for name in {"average", "student"} & set(names):
+        faults.append(Fault(("teachers", name), f"'{name}' has another meaning; call this teacher otherwise.", "key"))
     for label, body in losses.items() if isinstance(losses, dict) else ():
         named = body.get("teacher") if isinstance(body, dict) else None
         if named is None or (names and named in (*names, "average")):

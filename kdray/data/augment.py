@@ -127,11 +127,14 @@ class RandomResizedCrop(Augmentation):
 class Pipeline:
     """Augmentations in order, with their numbers."""
 
-    def __init__(self, steps: Sequence[tuple[str, Augmentation]], seed: int):
-        self.steps, self.seed = list(steps), seed
+    def __init__(self, steps: Sequence[tuple[str, Augmentation]], seed: int, after: Pipeline | None = None):
+        self.steps, self.seed, self.after = list(steps), seed, after
+        """after: another pipeline, with numbers of its own, whose pictures this one takes."""
 
     def __call__(self, images: Tensor, ids: Tensor, view: int) -> Tensor:
         """images uint8 (B, C, H, W) of the samples `ids` (B,), as they look in `view`."""
+        if self.after:
+            images = self.after(images, ids, view)
         for place, (name, step) in enumerate(self.steps):
             made = step(images, uniform(self.seed, view, ids, place, step.draws))
             if made.dtype != torch.uint8 or made.dim() != 4 or made.shape[:2] != images.shape[:2]:
@@ -144,4 +147,5 @@ class Pipeline:
 
     def describe(self) -> list[tuple[str, int, dict]]:
         """(name, version, options) of each step: what a cached teacher must have been given too."""
-        return [(name, step.version, step.options.model_dump()) for name, step in self.steps]
+        before = self.after.describe() if self.after else []
+        return before + [(name, step.version, step.options.model_dump()) for name, step in self.steps]

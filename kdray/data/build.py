@@ -75,8 +75,8 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
     views = {}
     for name, view in config.extra_views.items():
         own = _pipeline(view.augment, registry, stream(seed, "view", name))
-        # Of the base picture: the same numbers at the same places, then what comes on top.
-        views[name] = own if view.of == "picture" else Pipeline([*augment.steps, *own.steps], seed)
+        own.after = augment if view.of == "base" else None
+        views[name] = own
     path = Path(config.path) if config.path else data_root / config.name
     train, test = (spec.load(options, path, split) for split in ("train", "test"))
     where = f"{config.name} at {path}"

@@ -26,6 +26,7 @@ from ..registry import Registry
 from ..teacher.live import LiveTeacher
 from ..teacher.teachers import AVERAGE, Teachers
 from .objective import Objective
+from .phases import phases
 from .precision import Precision
 
 
@@ -115,6 +116,7 @@ def build(
         distiller = _distiller(label, cls, config.losses[label].options, setup)
         distillers[label] = distiller.to(device, precision.dtype)
     objective = Objective(student, distillers, precision)
+    objective.deployed(), phases(objective.by_label())  # what is wrong with them is told before anything is trained
     return Parts(data, objective, Teachers(networks, of_loss), normalize, precision, device, views)
 
 

@@ -103,7 +103,13 @@ def load(path: Path, digest: str) -> tuple[Counters, dict[str, dict[str, Tensor]
 
 
 def write_safetensors(state: dict[str, Tensor], path: Path) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+    found, seen = {}, set()
+    for name, value in state.items():
+        value = value.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value  # the format has no tensors that share memory
+        seen.add(place)
+    save_file(found, path)
 
 
 def replace_safetensors(state: dict[str, Tensor], path: Path) -> None:

@@ -35,7 +35,7 @@ class Phase:
 
 def phases(distillers: list[tuple[str, Distiller]]) -> list[Phase]:
     """Raises PluginError where `stages()` returns something else than stages."""
-    found = []
+    found: list[Phase] = []
     for label, distiller in distillers:
         for stage in distiller.stages():
             if not isinstance(stage, Stage) or stage.epochs < 1:
@@ -43,6 +43,8 @@ def phases(distillers: list[tuple[str, Distiller]]) -> list[Phase]:
                     f"loss '{label}' ({type(distiller).__name__}): stages() gave {stage!r}; expected kdray.Stage of at "
                     "least one epoch"
                 )
+            if any(phase.label == label and phase.stage.name == stage.name for phase in found):
+                raise PluginError(f"loss '{label}' ({type(distiller).__name__}): two stages are called '{stage.name}'")
             found.append(Phase(label, stage))
     return [*found, Phase()]
 

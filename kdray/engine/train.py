@@ -31,7 +31,7 @@ from ..config.sections import parse_options
 from ..data.feed import Feed
 from ..data.views import batches, share, stream
 from ..distiller import Batch, Step
-from ..errors import ConfigError
+from ..errors import ConfigError, PluginError
 from ..registry import Registry
 from ..teacher.teachers import AVERAGE
 from . import checkpoint
@@ -137,7 +137,7 @@ class Training:
         self.optimizer = self.build_optimizer(self.parameters) if self.parameters else None
         if self.phase.stage is None and self.config.engine.ema:
             self.ema = EMA(self.network, self.config.engine.ema)
-        self.silent: set[str] = set()  # losses that add nothing to the main loop: no teacher looks at it for them
+        self.terms: list[str] | None = None  # their names, from the first step on
         self.wrapped = None
         gc.collect()  # the last phase's wrapper takes its hooks off the parameters when it goes
         self.wrapped = self._distribute()
@@ -157,7 +157,7 @@ class Training:
         where only embeddings are compared."""
         distillers = self.objective.distillers
         reads_logits = any("logits" in distiller.requires.student for distiller in distillers)
-        return bool(self.phase.stage or list(distillers.parameters())) or not reads_logits
+        return len(self.phases) > 1 or bool(list(distillers.parameters())) or not reads_logits
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -264,15 +264,10 @@ class Training:
         self._move_options(concerned, at)
         distributed = self.wrapped is not self.objective
         with self.wrapped.no_sync() if distributed and not update else nullcontext():
-            teachers = self.parts.teachers(pictures, views, [label for label in concerned if label not in self.silent])
+            teachers = self.parts.teachers(pictures, views, self._heard(concerned))
             x, *more = (self.parts.normalize(p, self.parts.precision.dtype) for p in (pictures, *views.values()))
             terms = self.wrapped(x, dict(zip(views, more)), teachers, batch, this_step)
-            if not terms and self.phase.stage is None:
-                raise ConfigError(
-                    f"losses: {', '.join(concerned)} adds nothing to the main loop, only to a stage before it, so the "
-                    "student would learn nothing there: add `ce: {}`"
-                )
-            self.silent = set(concerned) - {name.split("/")[0] for name in terms} if self.phase.stage is None else set()
+            self._check_terms(list(terms), concerned)
             # Means over unequal parts: a part counts by its rows, so that the workers' average is the global mean.
             part = len(mine) * context.world_size / len(rows) / self._batches_of_update(number, total)
             if terms:
@@ -283,6 +278,27 @@ class Training:
         if update and terms:
             self._update(at)
         return terms
+
+    def _heard(self, concerned: list[str]) -> list[str]:
+        """The losses that may need their teacher: not those that add nothing to the main loop."""
+        if self.phase.stage or self.terms is None:
+            return concerned
+        speaking = {name.split("/")[0] for name in self.terms}
+        return [label for label in concerned if label in speaking]
+
+    def _check_terms(self, names: list[str], concerned: list[str]) -> None:
+        if self.terms is None and not names and self.phase.stage is None:
+            raise ConfigError(
+                f"losses: {', '.join(concerned)} adds nothing to the main loop, only to a stage before it, so the "
+                "student would learn nothing there: add `ce: {}`"
+            )
+        if self.terms not in (None, names):
+            changed = sorted(set(names) ^ set(self.terms)) or names
+            raise PluginError(
+                f"the terms {', '.join(changed)} are not there at every step (first {self.terms}, now {names}): a loss "
+                "returns terms of the same names throughout a stage or the main loop, 0 where there is nothing to add"
+            )
+        self.terms = names
 
     def _update(self, at: float) -> None:
         lr = self._lr(at)
@@ -387,7 +403,7 @@ class Training:
         precision = self.parts.precision
         x = self.parts.normalize(pictures, precision.dtype)
         if self.ema:
-            return precision.run(lambda x: functional_call(self.network, self.ema.state, (x,)), x)
+            return precision.run(lambda x: functional_call(self.network, self.ema.state, (x,), tie_weights=False), x)
         return precision.run(self.network, x)
 
     def _evaluate(self, network, split: str, phase: str) -> dict[str, float]:

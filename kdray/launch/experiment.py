@@ -19,6 +19,7 @@ from ..config.load import digest, load_config, to_yaml
 from ..config.project import Project
 from ..config.schema import Config, LossConfig
 from ..data.build import load_data
+from ..distiller import Distiller
 from ..engine.build import Parts, build
 from ..engine.context import Context
 from ..engine.train import Job, check_last_batch, check_same_data
@@ -153,6 +154,12 @@ class Experiment:
         another network."""
         teacher, key = config.all_teachers[name], "teacher" if config.teacher else f"teachers.{name}"
         recipe = load_config(teacher.train, registry=self.registry).config
+        for label, loss in recipe.losses.items():
+            if self.registry.get("distillers", loss.use or label).cls.deployed is not Distiller.deployed:
+                raise ConfigError(
+                    f"{key}.train: {teacher.train} trains a student with the head of its loss '{label}', which is not "
+                    f"the network {teacher.model}: a teacher keeps its own head"
+                )
         wanted, made = ({"model": m.model, **m.options} for m in (teacher, recipe.student))
         for option in wanted.keys() | made.keys():
             if wanted.get(option) != made.get(option):
@@ -163,7 +170,8 @@ class Experiment:
         return recipe.model_copy(update={"scale": config.scale})
 
     def _alone(self, run: RunFolder, config: Config) -> RunFolder:
-        ce = config.losses.get("ce", LossConfig()).model_copy(update={"weight": 1.0})
+        given = [loss for label, loss in config.losses.items() if (loss.use or label) == "ce"]
+        ce = (given[0] if given else LossConfig()).model_copy(update={"use": None, "weight": 1.0})
         recipe = config.model_copy(
             update={
                 "name": f"{config.name}-alone",

@@ -32,9 +32,14 @@ def measure(
     # What the losses make of a student is what is measured, where one gives it another head; else they do not matter.
     classes = {label: registry.get("distillers", loss.use or label).cls for label, loss in losses.items()}
     heads = {label: losses[label] for label, cls in classes.items() if cls.deployed is not Distiller.deployed}
+    named = {of for label in heads for of in _teachers_of(losses[label], classes[label], teachers)}
     views = {name for label in heads for name in classes[label].requires.views}
     keys = {key: getattr(network, key) for key in ("model", "layers")}
-    untrained = {name: t.model_copy(update={"weights": None, "checkpoint": None}) for name, t in teachers.items()}
+    untrained = {
+        name: t.model_copy(update={"weights": None, "checkpoint": None})
+        for name, t in teachers.items()
+        if name in named
+    }
     alone = config.model_copy(
         update={
             "data": config.data.model_copy(
@@ -42,7 +47,7 @@ def measure(
             ),
             "student": StudentConfig(**keys, weights=None, checkpoint=None, **network.options),
             "teacher": None,
-            "teachers": untrained if heads else {},
+            "teachers": untrained,
             "losses": heads or {"ce": LossConfig()},
         }
     )
@@ -62,3 +67,10 @@ def measure(
             feed,
             Context(device=device),
         )
+
+
+def _teachers_of(loss: LossConfig, cls: type[Distiller], teachers: dict) -> set[str]:
+    """The names of the teachers that a loss learns from."""
+    if not cls.requires.teacher:
+        return set()
+    return {loss.teacher} if loss.teacher in teachers else set(teachers)

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
 from kdray import Distiller, DistillerSpec, Options, Requires, Stage, hookimpl
@@ -76,6 +77,36 @@ class TwoViews(Distiller):
         }
 
 
+class Moody(Distiller):
+    """Has nothing to say in the second epoch."""
+
+    requires = Requires(student={"logits"}, teacher={"logits"})
+
+    def forward(self, student, teacher, batch, step):
+        return {} if batch.epoch == 1 else {"mse": F.mse_loss(student.logits, teacher.logits)}
+
+
+class TwiceOptions(Options):
+    repeat: bool = Field(True, description="Whether the stage stands there twice.")
+
+
+class Twice(OnlyBefore):
+    """Two stages of one name, and one head under two."""
+
+    Options = TwiceOptions
+
+    def __init__(self, options, setup):
+        super().__init__(options, setup)
+        self.a = nn.Linear(2, 2)
+        self.both = nn.ModuleList([self.a])
+
+    def stages(self):
+        return [Stage("norm", 1, self.norm, student=True)] * (2 if self.options.repeat else 0)
+
+    def forward(self, student, teacher, batch, step):
+        return self.a(student.embedding[:, :2]).pow(2).mean()
+
+
 class HeadOptions(Options):
     pass
 
@@ -116,4 +147,6 @@ def kdray_distillers():
         DistillerSpec("only_before", OnlyBefore),
         DistillerSpec("two_views", TwoViews),
         DistillerSpec("new_head", NewHead),
+        DistillerSpec("moody", Moody),
+        DistillerSpec("twice", Twice),
     ]

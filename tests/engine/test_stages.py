@@ -11,9 +11,10 @@ from torch.testing import assert_close
 
 from kdray.config.load import load_config
 from kdray.config.project import find_project
+from kdray.data.build import load_data
 from kdray.engine.build import build
 from kdray.engine.checkpoint import checkpoints
-from kdray.errors import ConfigError
+from kdray.errors import ConfigError, PluginError
 from kdray.launch.experiment import Experiment
 from kdray.launch.measure import measure
 from kdray.registry import Registry
@@ -145,6 +146,34 @@ def test_views_are_pictures_of_the_same_samples(lab, teacher):
             lab.run("wrong", **changed, teacher=teacher, losses={"ce": {}, "two_views": {}})
 
 
+def test_views_of_the_base_picture_have_numbers_of_their_own(lab):
+    views = {name: {"of": "base", "augment": [{"cutout": {"size": 3}}]} for name in ("one", "two")}
+    config = load_config(lab.config("views", data={"extra_views": views}), registry=lab.registry).config
+    data = load_data(config.data, 0, lab.registry, lab.path)
+    ids = data.train.ids
+    pictures = data.train.source.images[ids]
+    base, one, two = (p(pictures, ids, 3) for p in (data.augment, data.views["one"], data.views["two"]))
+    assert not torch.equal(one, two)
+    assert all(0.5 < (view == base).float().mean() < 1 for view in (one, two))
+
+
+def test_terms_do_not_come_and_go(lab, teacher):
+    with pytest.raises(PluginError, match=r"moody/mse are not there at every step"):
+        lab.run("moody", **SMALL, teacher=teacher, losses={"ce": {}, "moody": {}})
+
+
+def test_two_stages_of_one_name_are_refused_before_the_run(lab):
+    with pytest.raises(PluginError, match=r"two stages are called 'norm'"):
+        lab.run("twice", **SMALL, losses={"ce": {}, "twice": {}})
+    assert not (lab.path / "runs" / "twice").exists()
+
+
+def test_a_module_of_two_names_is_saved(lab):
+    run = lab.run("shared", **SMALL, losses={"ce": {}, "twice": {"repeat": False}})
+    state = states(run)["step-000000006"]
+    assert torch.equal(state["distillers.twice.a.weight"], state["distillers.twice.both.0.weight"])
+
+
 def test_several_teachers_and_their_average(lab, teacher):
     other = lab.run(
         "other", data={"samples": 500}, schedule={"epochs": 3}, student={"model": "convnet", "widths": [8, 16]}
@@ -171,6 +200,7 @@ def test_several_teachers_and_their_average(lab, teacher):
     refused("no teacher 'bigg'", losses={"kd": {"teacher": "bigg"}})
     refused("logits only, and this loss reads embedding", losses={"crd": {"teacher": "average"}})
     refused("not both", teacher=teacher)
+    refused("'average' has another meaning", teachers={"average": teacher, "big": teacher})
     refused(r"teachers \(small\), but none", losses={"kd": {"teacher": "big"}})
     refused("ce.teacher is big, but this loss looks at no teacher", losses={**losses, "ce": {"teacher": "big"}})
 
@@ -201,5 +231,11 @@ def test_a_new_head_is_what_is_evaluated_and_exported(lab, teacher, teacher_weig
     config = load_config(run.config_file, registry=lab.registry).config
     again = measure(config, lab.registry, lab.path, str(run.path / "student.safetensors"), "student", "test")
     assert again["top1"] == run.summary["last"]["top1"] > 0.2  # the student's own classifier was never trained
+    both = {"teachers": {"one": teacher, "two": teacher}}
+    losses = {"ce": {}, "kd": {"teacher": "two"}, "new_head": {"teacher": "one"}}
+    mixed = lab.run("mixed", **SMALL, **both, losses=losses)
+    config = load_config(mixed.config_file, registry=lab.registry).config
+    again = measure(config, lab.registry, lab.path, str(mixed.path / "student.safetensors"), "student", "test")
+    assert again["top1"] == mixed.summary["last"]["top1"]
     with pytest.raises(ConfigError, match=r"new_head and again: .*it can have one"):
         lab.run("two", **settings, teacher=teacher, losses={"new_head": {}, "again": {"use": "new_head"}})

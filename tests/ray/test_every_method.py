@@ -109,6 +109,8 @@ def overrides(config, name, teachers):
     if config.teacher:
         model = "resnet14" if name in OF_ONE_WIDTH else "wrn_16_2"
         changes += [f"teacher.model={model}", "teacher.train=null", f"teacher.checkpoint={teachers[model]}"]
+    # An option that moves would move the term too.
+    changes += [f"losses.{name}.schedule.{option}=null" for option in config.losses[name].schedule]
     changes += ["losses.ce.weight=0.0"] * (name in ALONE)
     options = Registry.default().get("distillers", name).cls.Options.model_fields
     changes += [f"losses.{name}.{key}=1" for key in options if key == "init_epochs"]
