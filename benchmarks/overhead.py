@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         training = Training(Job(run, Path(folder), Path(".")), parts, registry, Context(), Silent())
         training.started = time.monotonic()
-        training._finish_epoch = lambda terms, rate: None  # evaluation and checkpoints are not part of the step
+        training._finish_epoch = lambda terms, loss, rate: None  # evaluation and checkpoints are not part of the step
 
         def ours():
             training._epoch()

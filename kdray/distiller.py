@@ -146,6 +146,11 @@ class Stage:
     lr: float | None = None
     finish: Callable[[], None] | None = None
 
+    def __post_init__(self):
+        for part in ("loss", "finish"):
+            if not callable(getattr(self, part)) and not (part == "finish" and self.finish is None):
+                raise ValueError(f"Stage('{self.name}'): {part} is {getattr(self, part)!r}; expected a method")
+
 
 @dataclass(frozen=True)
 class Published:
@@ -200,4 +205,5 @@ class Distiller(nn.Module):
         return None
 
     def after_backward(self, batch: Batch, step: Step) -> None:
-        """Called after the backward pass of each step: the place to write banks and queues that the graph has read."""
+        """Called after the backward pass of each step, those of the distiller's own stages too: the place to write
+        banks and queues that the graph has read."""

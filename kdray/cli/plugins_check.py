@@ -30,6 +30,11 @@ def check(
 
         kdray plugins check kdray-foo
     """
+    from pydantic import ValidationError
+
+    from ..config.explain import explain
+    from ..config.sections import parse_options
+    from ..config.yaml import dotted
     from ..registry import Registry
     from ..testing import examine
 
@@ -38,9 +43,10 @@ def check(
     classes = {each: registry.get("distillers", each).cls for each in _distillers(name, registry)}
     for each, cls in classes.items() if values else ():
         try:
-            cls.Options.model_validate(values)
-        except ValueError as error:
-            raise ConfigError(f"the options do not suit {each}: {error}") from None
+            parse_options(cls.Options, values)
+        except ValidationError as error:
+            faults = explain(error, cls.Options, values)
+            raise ConfigError("\n".join(f"{each}: {dotted(f.path)}: {f.text}" for f in faults)) from None
     found = {each: examine(cls, values) for each, cls in classes.items()}
     if as_json:
         rows = [

@@ -127,10 +127,17 @@ class WeightSchedule(Options):
     """A weight that moves: linearly from `start` to `value` over `warmup` epochs, to `end` over the last `decay`."""
 
     value: float = Field(ge=0, description="The weight after the warm-up.")
-    start: float = Field(0.0, ge=0, description="The weight at epoch 0.")
+    start: Annotated[float, Field(ge=0)] | None = Field(None, description="The weight at epoch 0. Default: 0.")
     warmup: float = Field(0.0, ge=0, description="Epochs of the warm-up.")
-    end: float = Field(0.0, ge=0, description="The weight at the last epoch.")
+    end: Annotated[float, Field(ge=0)] | None = Field(None, description="The weight at the last epoch. Default: 0.")
     decay: float = Field(0.0, ge=0, description="Epochs of the decay at the end of the run.")
+
+    @model_validator(mode="after")
+    def complete(self):
+        for edge, epochs in (("start", "warmup"), ("end", "decay")):
+            if getattr(self, edge) is not None and not getattr(self, epochs):
+                raise ValueError(f"{edge} has no effect without {epochs}, a number of epochs")
+        return self
 
 
 class OptionSchedule(Options):

@@ -142,6 +142,9 @@ def _of_schedule(section: Section, cls, options: Options) -> Iterator[Fault]:
     for key, moves in schedule.items() if isinstance(schedule, dict) else ():
         at = (*section.path, "schedule", key)
         if key not in cls.scheduled:
+            if key == "weight":
+                yield Fault(at, "a weight that moves is written as `weight: {value: 1.0, warmup: 20}`.", "key")
+                continue
             may = f"those that can: {', '.join(sorted(cls.scheduled))}" if cls.scheduled else "none of its options can"
             yield Fault(at, f"{section.name} has no option '{key}' that may move over the epochs; {may}.", "key")
             continue

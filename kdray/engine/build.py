@@ -139,7 +139,8 @@ def _teachers_of_losses(config: Config, classes: dict[str, type[Distiller]]) -> 
             continue
         if asked is None and len(teachers) > 1:
             raise ConfigError(
-                f"losses.{label}: which teacher? Add `teacher:` to it, one of {', '.join(teachers)}, or `{AVERAGE}`"
+                f"losses.{label}: which teacher? Add `teacher:` to it, one of {', '.join(teachers)}"
+                + (f", or `{AVERAGE}`" if cls.requires.teacher == {"logits"} else "")
             )
         found[label] = asked or next(iter(teachers))
         if asked == AVERAGE and (more := cls.requires.teacher - {"logits"}):

@@ -38,7 +38,13 @@ class Objective(nn.Module):
         for label, distiller in self.by_label():
             if self.phase.concerns(label):
                 loss = self.phase.stage.loss if self.phase.stage else distiller
-                for name, term in _named(loss(outputs, teachers.get(label, Outputs()), batch, step)).items():
+                try:
+                    found = _named(loss(outputs, teachers.get(label, Outputs()), batch, step))
+                except Exception as error:
+                    where = f", in its stage '{self.phase.stage.name}'" if self.phase.stage else ""
+                    error.add_note(f"raised by loss '{label}' ({type(distiller).__name__}){where}")
+                    raise
+                for name, term in found.items():
                     _check(label, distiller, term)
                     terms[f"{label}/{name}" if name else label] = term
         return terms

@@ -30,7 +30,7 @@ def loss_weight(weight: float | WeightSchedule, epoch: float, epochs: int) -> fl
     """The weight of a loss at `epoch` of `epochs`, counted as above."""
     if not isinstance(weight, WeightSchedule):
         return float(weight)
-    return _between(weight.value, weight.start, weight.warmup, weight.end, weight.decay, epoch, epochs)
+    return _between(weight.value, weight.start or 0.0, weight.warmup, weight.end or 0.0, weight.decay, epoch, epochs)
 
 
 def option_value(value: float, moves: OptionSchedule, epoch: float, epochs: int) -> float:

@@ -47,6 +47,9 @@ from .phases import Trainable, phases
 from .schedule import loss_weight, lr_factor, option_value
 from .sums import Sums
 
+TOTAL = "=loss"
+"""The weighted sum among the sums of an epoch's terms; no label has such a name."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -214,7 +217,7 @@ class Training:
         for number in range(done_before, len(order)):
             views = {name: next(more) for name, more in extra.items()}
             terms = self._step(order[number], mine[number], next(pictures), views, number, len(order))
-            sums.add(terms, len(mine[number]))
+            sums.add({TOTAL: self._total(terms, counters.epoch + number / len(order)), **terms}, len(mine[number]))
             counters.step += 1
             counters.batch += 1
             self._say(
@@ -227,6 +230,7 @@ class Training:
                 check_finite(counters.sums, counters.epoch + 1)
                 self._checkpoint()
         train_terms = sums.means()
+        total = train_terms.pop(TOTAL)
         seconds = time.monotonic() - began
         seen = sum(len(rows) for rows in order[done_before:])
         counters.epoch, counters.batch, counters.sums = counters.epoch + 1, 0, {}
@@ -234,7 +238,7 @@ class Training:
         if self.phase.stage:
             self._finish_epoch_of_stage(train_terms, seen / seconds)
         else:
-            self._finish_epoch(train_terms, seen / seconds)
+            self._finish_epoch(train_terms, total, seen / seconds)
 
     def _step(
         self, rows: Tensor, mine: Tensor, pictures: Tensor, views: dict[str, Tensor], number: int, total: int
@@ -271,7 +275,7 @@ class Training:
             # Means over unequal parts: a part counts by its rows, so that the workers' average is the global mean.
             part = len(mine) * context.world_size / len(rows) / self._batches_of_update(number, total)
             if terms:
-                sum(self._weight(name, at) * term * part for name, term in terms.items()).backward()
+                (self._total(terms, at) * part).backward()
         for label, distiller in self.objective.by_label():
             if label in concerned:
                 distiller.after_backward(batch, this_step)
@@ -310,6 +314,11 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update()
+
+    def _total(self, terms: dict[str, Tensor], at: float) -> Tensor:
+        """The weighted sum that is trained."""
+        zero = torch.zeros((), device=self.context.device)
+        return sum((self._weight(name, at) * term for name, term in terms.items()), zero)
 
     def _lr(self, at: float) -> float:
         base, stage = self.config.optimizer.lr, self.phase.stage
@@ -360,7 +369,7 @@ class Training:
         if last or counters.epoch % self.config.checkpoint.every_epochs == 0:
             self._checkpoint()
 
-    def _finish_epoch(self, terms: dict[str, float], rate: float) -> None:
+    def _finish_epoch(self, terms: dict[str, float], loss: float, rate: float) -> None:
         counters, data = self.counters, self.parts.data
         if self.config.engine.batch_norm == "local":  # one network is evaluated and exported: the first worker's
             for x in (*self.network.buffers(), *(self.ema.state.values() if self.ema else ())):
@@ -387,7 +396,7 @@ class Training:
                 "kind": "epoch",
                 "epoch": counters.epoch,
                 "lr": self.optimizer.param_groups[0]["lr"],
-                "loss": sum(self._weight(name, counters.epoch - 1) * value for name, value in terms.items()),
+                "loss": loss,
                 "terms": terms,
                 **results,
                 "best": counters.best,

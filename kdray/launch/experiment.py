@@ -264,7 +264,7 @@ class Experiment:
             yield
         except KeyboardInterrupt:
             if path.exists():
-                self.console.say(f"interrupted: `kdray resume {path.name}` goes on from the last checkpoint")
+                self.console.say(f"interrupted: `kdray resume {path.name}` goes on with it")
             raise
 
 

@@ -59,7 +59,10 @@ def _names(config: Config) -> set[str]:
 
 
 def _weight(weight) -> str:
-    return f"{weight:g}" if isinstance(weight, float | int) else f"{weight.start:g} to {weight.value:g}"
+    if isinstance(weight, float | int):
+        return f"{weight:g}"
+    begin = f"{weight.start or 0:g} to " if weight.warmup else ""
+    return f"{begin}{weight.value:g}" + (f" to {weight.end or 0:g}" if weight.decay else "")
 
 
 def _augmentation(entry: str | dict) -> str:

@@ -159,7 +159,8 @@ class Rehearsal:
 
 def _parts(sizes: tuple[int, ...]) -> list[Tensor]:
     order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(5))
-    return list(order[: sum(sizes)].split(list(sizes)))
+    places = torch.arange(sum(sizes)) % 16  # samples come back, as they do in a second epoch
+    return list(order[places].split(list(sizes)))
 
 
 def _versions(student: Outputs, teacher: Outputs) -> dict[str, tuple[int, int]]:

@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_config(desk):
 
 def test_interrupted_and_resumed(desk):
     """Ctrl-C in the middle of an epoch; the weights at the end are those of the unbroken run, bit for bit."""
-    long = ("schedule.epochs=40", "data.samples=1000", "checkpoint.every_steps=7", "data.augment=[crop]")
+    long = ("schedule.epochs=120", "data.samples=1000", "checkpoint.every_steps=7", "data.augment=[crop]")
     config = desk.config()
     command = [sys.executable, "-m", "kdray", "train", config, *long, "--name", "broken"]
     process = subprocess.Popen(command, cwd=desk.path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
