@@ -59,8 +59,12 @@ def test_check_tells_what_failed(monkeypatch):
 def test_check_with_options():
     (row,) = json.loads(kdray("check", "crd", "negatives.kind=batch", "dim=16", "--json").stdout)
     assert row["passed"]
-    for given in ("negatives.kind=none", "dim=-1", "dmi=3"):
-        assert "the options do not suit crd" in str(kdray("check", "crd", given).exception)
+    for given, message in (
+        ("negatives.kind=none", "crd: negatives.kind: must be one of 'bank'"),
+        ("dim=-1", "crd: dim: must be greater than 0, not -1"),
+        ("dmi=3", "Did you mean 'dim'?"),
+    ):
+        assert message in str(kdray("check", "crd", given).exception)
     assert "write option=value" in str(kdray("check", "crd", "dim").exception)
 
 
