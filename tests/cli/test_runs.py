@@ -136,12 +136,18 @@ def test_a_checkpoint_of_another_config(desk):
     assert "its config.yaml was changed" in desk.refused("resume", "mine", code=4)
 
 
+def _hear_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted_and_resumed(desk):
     """Ctrl-C in the middle of an epoch; the weights at the end are those of the unbroken run, bit for bit."""
-    long = ("schedule.epochs=120", "data.samples=1000", "checkpoint.every_steps=7", "data.augment=[crop]")
+    long = ("schedule.epochs=40", "data.samples=1000", "checkpoint.every_steps=7", "data.augment=[crop]")
     config = desk.config()
     command = [sys.executable, "-m", "kdray", "train", config, *long, "--name", "broken"]
-    process = subprocess.Popen(command, cwd=desk.path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    # A shell lets what it starts in the background ignore Ctrl-C, and so would its children.
+    process = subprocess.Popen(command, cwd=desk.path, **pipes, preexec_fn=_hear_interrupts)
     checkpoints = desk.path / "runs/broken/checkpoints"
     until = time.monotonic() + 60
     while not list(checkpoints.glob("step-*")) and time.monotonic() < until and process.poll() is None:
