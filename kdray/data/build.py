@@ -66,7 +66,7 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
     """Raises ConfigError for missing and damaged files, labels and classes that do not fit, and impossible subsets."""
     spec = registry.get("datasets", config.name)
     options = parse_options(spec.Options, config.options)
-    augment, evaluate = (_pipeline(entries, registry, seed) for entries in (config.augment, config.evaluate))
+    augment, evaluate = (pipeline(entries, registry, seed) for entries in (config.augment, config.evaluate))
     for name, step in evaluate.steps:
         if step.draws:
             raise ConfigError(
@@ -74,7 +74,7 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
             )
     views = {}
     for name, view in config.extra_views.items():
-        own = _pipeline(view.augment, registry, stream(seed, "view", name))
+        own = pipeline(view.augment, registry, stream(seed, "view", name))
         own.after = augment if view.of == "base" else None
         views[name] = own
     path = Path(config.path) if config.path else data_root / config.name
@@ -106,7 +106,8 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
     )
 
 
-def _pipeline(entries: list, registry, seed: int) -> Pipeline:
+def pipeline(entries: list, registry, seed: int) -> Pipeline:
+    """The augmentations that a config lists."""
     steps = []
     for entry in entries:
         name, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
