@@ -25,6 +25,7 @@ from ..models.taps import Tapped, probe
 from ..registry import Registry
 from ..teacher.live import LiveTeacher
 from ..teacher.teachers import AVERAGE, Teachers
+from .labels import setup_for
 from .objective import Objective
 from .phases import phases
 from .precision import Precision
@@ -113,6 +114,8 @@ def build(
             new_student=new_student,
         )
         torch.manual_seed(stream(config.seed, "heads", label))
+        if data.mix:
+            setup = setup_for(label, cls, setup)
         distiller = _distiller(label, cls, config.losses[label].options, setup)
         distillers[label] = distiller.to(device, precision.dtype)
     objective = Objective(student, distillers, precision)
