@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 from torch import Tensor
@@ -104,8 +105,11 @@ class Cache:
         """Each shard in turn, and what is wrong with it."""
 
         def checked(shard):
+            name = self._name(f"{output}/{shard.name}")
+            local = self.storage.is_local  # of a remote one the bytes there count, not those of its copy here
             try:
-                check(shard, self.storage.local(self._name(f"{output}/{shard.name}")))
+                with open(self.storage.local(name), "rb") if local else BytesIO(self.storage.read(name)) as content:
+                    check(shard, content, f"{self.where}/{output}/{shard.name}")
             except MismatchError as error:
                 return shard, error
             return shard, None

@@ -11,6 +11,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -68,21 +69,21 @@ class Opened:
     """Of as many rows each, memory-mapped."""
 
 
-def check(shard: Shard, path: Path) -> None:
-    """Raises MismatchError where the file is not what its name says."""
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+def check(shard: Shard, content: BinaryIO, where: str) -> None:
+    """Raises MismatchError where the content is not what the name says."""
+    found = hashlib.file_digest(content, "sha256").hexdigest()[:32]
     if found != shard.digest:
         raise MismatchError(
-            f"{path} is damaged: its {path.stat().st_size:,} bytes have the SHA-256 {found[:12]}…, those that were "
-            f"written had {shard.digest[:12]}…. `kdray cache verify --repair` removes what is damaged, and `kdray "
-            "precompute` computes it again."
+            f"{where} is damaged: its {content.tell():,} bytes have the SHA-256 {found[:12]}…, those that were written "
+            f"had {shard.digest[:12]}…. `kdray cache verify --repair` removes what is damaged, and `kdray precompute` "
+            "computes it again."
         )
 
 
 def open_shard(shard: Shard, path: Path, samples: int) -> Opened:
     """Raises MismatchError where the file is not what its name says."""
-    check(shard, path)
+    with open(path, "rb") as file:
+        check(shard, file, str(path))
     try:
         with safe_open(path, "pt") as file:
             parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
