@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -52,6 +52,17 @@ class Outputs:
     head: tuple[Tensor, Tensor | None] | None = None
     pictures: Tensor | None = None
     views: dict[str, Outputs] = field(default_factory=dict)
+
+    def first(self, count: int) -> Outputs:
+        """What it says of the first `count` pictures."""
+        rows = {
+            kind: value[:count]
+            for kind in ("logits", "embedding", "last_map", "pictures")
+            if (value := getattr(self, kind)) is not None
+        }
+        maps = {kind: [x[:count] for x in getattr(self, kind)] for kind in ("features", "preactivations")}
+        views = {name: outputs.first(count) for name, outputs in self.views.items()}
+        return replace(self, **rows, **maps, views=views)
 
 
 @dataclass(frozen=True)

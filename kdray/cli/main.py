@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from . import doctor, evaluate, list_, plugins, resume, schema, show, train, validate
+from . import cache, doctor, evaluate, list_, plugins, precompute, resume, schema, show, train, validate
 from .verbs import Verbs
 
 app = typer.Typer(
@@ -22,12 +22,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
+app.command("precompute")(precompute.precompute)
 app.command("resume")(resume.resume)
 app.command("evaluate")(evaluate.evaluate)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)
 app.command("schema")(schema.schema)
 app.command("list")(list_.list_)
+app.add_typer(cache.app, name="cache")
 app.add_typer(plugins.app, name="plugins")
 app.command("doctor")(doctor.doctor)
 VERBS = frozenset(verb.name for verb in (*app.registered_commands, *app.registered_groups))

@@ -57,7 +57,8 @@ def train(
         configs.append(loaded.config if seed is None else _named(loaded.config, seed))
     experiment = Experiment(registry, project, Console(), command_line(), address)
     if dry_run:
-        found = plan(configs[0], experiment.check(configs[0]))
+        parts = experiment.check(configs[0])
+        found = plan(configs[0], parts, experiment.caches_of(configs[0], parts.data) or {})
         typer.echo(json.dumps(found, indent=2) if as_json else describe(found))
         return
     experiment.refuse_taken(configs)  # all of them, before the first one trains

@@ -185,6 +185,15 @@ def _leaves(value, path=()):
     return [leaf for key, inner in value.items() for leaf in _leaves(inner, (*path, key))]
 
 
+def _without_places(teacher: dict | None) -> None:
+    """Keep of a teacher's cache what its numbers depend on; nothing where there is none."""
+    if teacher and teacher["cache"]:
+        teacher["cache"] = {key: teacher["cache"][key] for key in ("dtype", "top_k")}
+    for key in ("cache", "precision"):
+        if teacher and teacher[key] is None:
+            del teacher[key]
+
+
 def digest(config: Config) -> str:
     """sha256, in hex, of what determines the result of a run.
 
@@ -197,5 +206,7 @@ def digest(config: Config) -> str:
         del value[section][key]
     if value["data"]["mix"] is None:
         del value["data"]["mix"]  # the digest of a run from before there was one
+    for teacher in (value["teacher"], *value["teachers"].values()):
+        _without_places(teacher)
     value["losses"] = list(value["losses"].items())  # their order is the order of a sum
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -11,6 +11,7 @@ from ..options import Options
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]  # of a folder
+Precision = Literal["fp32", "bf16", "fp64"]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
 
 
@@ -98,8 +99,10 @@ class DataConfig(Open):
         None, description="Use only so many training samples, drawn evenly over the classes by the seed."
     )
     validation: Share = Field(0.0, description="Share of the training set held out for validation, drawn by the seed.")
-    views: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="Epoch e uses view e mod this number. Default: a view an epoch."
+    views: Annotated[int, Field(gt=0)] | Literal["all"] | None = Field(
+        None,
+        description="Epoch e uses view e mod this number. Default: a view an epoch. all: the same, of augmentations "
+        "that make a limited number of pictures of a sample (crop, flip); a cache can hold them all.",
     )
     in_memory: Literal["auto"] | bool = Field(
         "auto",
@@ -147,6 +150,25 @@ class StudentConfig(ModelConfig):
     pass
 
 
+class CacheConfig(Options):
+    """Answers of the teacher that `kdray precompute` has stored, in the place of the teacher."""
+
+    path: str | None = Field(
+        None,
+        description="Folder, or s3://… or gs://…. Default: one in `cache` of kdray.toml, named after what is in it.",
+    )
+    dtype: Literal["fp32", "fp16", "bf16"] = Field("fp16", description="How numbers are stored.")
+    top_k: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Store the k largest logits and the log-sum-exp of the rest. Default: all logits."
+    )
+    fill: bool = Field(
+        False, description="The live teacher answers what is not stored yet, and its answers are stored."
+    )
+    fallback: Literal["live"] | None = Field(
+        None, description="live: where the cache cannot serve, say so and ask the live teacher. Default: an error."
+    )
+
+
 class TeacherConfig(ModelConfig):
     train: str | None = Field(
         None, description="Config that trains this teacher when it has not been trained yet; relative to this file."
@@ -158,6 +180,8 @@ class TeacherConfig(ModelConfig):
     min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Refuse a teacher whose test accuracy (0..1) is lower."
     )
+    precision: Precision | None = Field(None, description="The teacher's own arithmetic. Default: engine.precision.")
+    cache: CacheConfig | None = Field(None, description="Use stored answers of this teacher (`kdray precompute`).")
 
     @model_validator(mode="after")
     def one_source(self):
@@ -248,7 +272,7 @@ class ScheduleConfig(Options):
 
 
 class EngineConfig(Options):
-    precision: Literal["fp32", "bf16", "fp64"] = Field(
+    precision: Precision = Field(
         "fp32", description="Arithmetic of the networks: fp32, bf16 (autocast, losses in fp32), or fp64."
     )
     batch_norm: Literal["global", "local"] = Field(
@@ -333,6 +357,11 @@ class Config(Options):
             if names.count(name) > 1:
                 raise ValueError(f"'{name}' is named twice")
         return trackers
+
+    @property
+    def views(self) -> int:
+        """Epoch e shows view e mod this number."""
+        return self.data.views if isinstance(self.data.views, int) else self.schedule.epochs
 
     @property
     def all_teachers(self) -> dict[str, TeacherConfig]:

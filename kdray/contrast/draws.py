@@ -59,13 +59,20 @@ class OtherClasses(ByClass):
         A row's draw is a uniform K-subset of the other classes; rows of one step share the permutation, which costs a
         hundredth of a permutation a row.
         """
-        length = min(self.total, self.count + self.largest)  # holds K of other classes whatever stands in it
+        # A window and what follows it hold K of other classes, whatever stands in them.
+        length = min(self.total, self.count + self.largest)
         order = torch.randperm(self.total, generator=step.generator).to(batch.index.device)
         start = (self._uniform(batch, step, 1)[:, 0] * self.total).long()
-        window = torch.cat([order, order[:length]]).unfold(0, length, 1)[start]  # (b, length)
-        other = self.labels[window] != batch.target[:, None]
-        chosen = other & (other.cumsum(dim=1, dtype=torch.int32) <= self.count)
-        return window[chosen].view(len(window), self.count)
+        twice = torch.cat([order, order[:length]])
+        window = twice.unfold(0, length, 1)[start]  # (b, length)
+        own = self.labels[twice].unfold(0, length, 1)[start] == batch.target[:, None]
+        drawn, after = window[:, : self.count], window[:, self.count :]
+        # The i-th of the own class in a row gives its place to the i-th of another class that follows.
+        row, place = own[:, : self.count].nonzero(as_tuple=True)
+        nth = own[:, : self.count].cumsum(dim=1, dtype=torch.int32)[row, place].long() - 1
+        others_first = own[:, self.count :].to(torch.uint8).sort(dim=1, stable=True).indices
+        drawn[row, place] = after[row, others_first[row, nth]]
+        return drawn
 
     def _independent(self, batch: Batch, step: Step) -> Tensor:
         size, start = self.size[batch.target, None], self.start[batch.target, None]

@@ -48,12 +48,16 @@ def infonce(scores: Scores, temperature: float) -> Tensor:
 def nce(scores: Scores, temperature: float, Z: Tensor, num_samples: int) -> Tensor:
     """−E[log h(positive)] − M · E[log(1 − h(negative))] (Tian et al., equation 18), mean over the anchors, with the
     critic h of their equation 19 on exp(score / τ) / Z; N = num_samples."""
-    positive, negative = (scores.positive / temperature).exp() / Z, (scores.negative / temperature).exp() / Z
     c, eps = (scores.negatives / num_samples)[:, None], 1e-7  # M / N
-    h, not_h = positive / (positive + c + eps), c / (negative + c + eps)
+    positive = (scores.positive / temperature).exp() / Z
     # Masked before the logarithm: in a row without negatives it is log 0, whose gradient is NaN.
-    log_h = _only(h, scores.is_positive, 1).log().sum(dim=1) / scores.positives
-    return -(log_h + _only(not_h, scores.is_negative, 1).log().sum(dim=1)).mean()
+    h = _only(positive / (positive + c + eps), scores.is_positive, 1)
+    # −log(1 − h) = log(1 + (exp(score / τ) / Z + eps) / c), in as few passes over (b, K) as there can be: log1p would be
+    # ten times slower, and the mean over K needs no more digits.
+    c = torch.where(c > 0, c, 1)  # without negatives nothing is summed
+    ratio = torch.add(-(Z * c).log(), scores.negative, alpha=1 / temperature).exp_()
+    minus_log_not_h = _only((ratio + (1 + eps / c)).log(), scores.is_negative, 0).sum(dim=1)
+    return (minus_log_not_h - h.log().sum(dim=1) / scores.positives).mean()
 
 
 @torch.no_grad()

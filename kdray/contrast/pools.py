@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from .draws import OtherClasses, SameClass, need_classes
 from .objectives import Scores
 from .options import AllOptions, BankOptions, BatchOptions, Negatives, QueueOptions
+from .product import product
 from .ring import Ring, random_rows
 
 Positives = Literal["own", "class"]
@@ -58,8 +59,9 @@ class Bank(nn.Module):
             same = self.labels[None, :] == batch.target[:, None]
 
         def scores(anchor: Tensor, memory: Tensor) -> Scores:
-            every = anchor @ memory.to(anchor.dtype).T
-            positive = (every, same) if self.by_class else (every.gather(1, own[:, None]), None)
+            memory = memory.to(anchor.dtype)
+            every = product(anchor, memory)
+            positive = (every, same) if self.by_class else ((anchor * memory[own]).sum(dim=1, keepdim=True), None)
             negative = (every, ~same) if drawn is None else (every.gather(1, drawn), None)
             return Scores(positive[0], negative[0], positive[1], negative[1])
 
@@ -95,7 +97,7 @@ class Queue(Ring):
         positive = torch.cat([torch.ones_like(same[:, :1]), same], dim=1) if self.by_class else None
 
         def scores(anchor: Tensor, key: Tensor, queue: Tensor) -> Scores:
-            own, queued = (anchor * key).sum(dim=1, keepdim=True), anchor @ queue.to(anchor.dtype).T
+            own, queued = (anchor * key).sum(dim=1, keepdim=True), product(anchor, queue.to(anchor.dtype))
             return Scores(torch.cat([own, queued], dim=1) if self.by_class else own, queued, positive, counts)
 
         self.fresh = (k_s.detach(), k_t.detach())

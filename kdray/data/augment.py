@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -16,11 +17,17 @@ from ..options import Options
 from .source import Source
 from .views import uniform
 
+MOST_VARIANTS = 1024
+"""More pictures of a sample than these are not numbered: few of them would be met twice."""
+
 
 class Augmentation:
     """Base class. A picture must come out the same alone and in any batch: it depends on its own rows alone.
 
     `version` changes whenever the same numbers give other pictures; `draws` is how many numbers a picture needs.
+
+    One that makes a limited number of pictures of a sample may say so, for caches of a teacher's answers to each of
+    them: `variants`, with `variant` and its inverse `numbers`.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -37,6 +44,19 @@ class Augmentation:
         """
         raise NotImplementedError
 
+    @property
+    def variants(self) -> int | None:
+        """How many pictures it can make of one; None: too many to number."""
+        return None if self.draws else 1
+
+    def variant(self, u: Tensor) -> Tensor:
+        """Which of its variants numbers u (B, draws) make: (B,) int64, 0 ≤ variant < variants."""
+        return torch.zeros(len(u), dtype=torch.int64, device=u.device)
+
+    def numbers(self, variant: Tensor) -> Tensor:
+        """Numbers (B, draws) that make these variants (B,)."""
+        return variant.new_empty(len(variant), 0, dtype=torch.float64)
+
 
 class CropOptions(Options):
     padding: int = Field(
@@ -50,9 +70,24 @@ class Crop(Augmentation):
     Options = CropOptions
     draws = 2
 
+    def __init__(self, options):
+        super().__init__(options)
+        self.places = 2 * options.padding + 1  # of the window, in each direction
+
+    @property
+    def variants(self):
+        return self.places**2
+
+    def variant(self, u):
+        top, left = (u * self.places).long().unbind(1)
+        return top * self.places + left
+
+    def numbers(self, variant):
+        return (torch.stack([variant // self.places, variant % self.places], dim=1) + 0.5) / self.places
+
     def __call__(self, images, u):
         pad, (height, width) = self.options.padding, images.shape[-2:]
-        top, left = (u * (2 * pad + 1)).long().unbind(1)
+        top, left = (u * self.places).long().unbind(1)
         padded = F.pad(images, (pad, pad, pad, pad))
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2p+1, 2p+1, H, W), a view
         return windows[torch.arange(len(images), device=images.device), :, top, left]
@@ -67,6 +102,13 @@ class Flip(Augmentation):
 
     Options = FlipOptions
     draws = 1
+    variants = 2
+
+    def variant(self, u):
+        return (u[:, 0] < self.options.p).long()
+
+    def numbers(self, variant):
+        return torch.where(variant == 1, 0.0, 1.0).double()[:, None]  # 1 is above every p, also where p is 1
 
     def __call__(self, images, u):
         columns = torch.arange(images.shape[-1], device=images.device)
@@ -136,8 +178,38 @@ class Pipeline:
         """images uint8 (B, C, H, W) of the samples `ids` (B,), as they look in `view`. `ids` may stay on the CPU."""
         if self.after:
             images = self.after(images, ids, view)
-        for place, (name, step) in enumerate(self.steps):
-            u = uniform(self.seed, view, ids, place, step.draws)
+        return self._apply(images, self._draw(ids, view))
+
+    @property
+    def variants(self) -> int | None:
+        """How many pictures of a sample there are; None: too many to number."""
+        numbers = [step.variants for _, step in self.steps] + [self.after.variants if self.after else 1]
+        return None if None in numbers or math.prod(numbers) > MOST_VARIANTS else math.prod(numbers)
+
+    def variant(self, ids: Tensor, view: int) -> Tensor:
+        """Which picture of each sample `ids` (B,) its view is: (B,), 0 ≤ variant < variants."""
+        found = self.after.variant(ids, view) if self.after else torch.zeros_like(ids)
+        for (_, step), u in zip(self.steps, self._draw(ids, view)):
+            found = found * step.variants + step.variant(u)
+        return found
+
+    def make(self, images: Tensor, variant: Tensor) -> Tensor:
+        """Those pictures (B,) of `images` uint8 (B, C, H, W)."""
+        numbers = []
+        for _, step in reversed(self.steps):
+            numbers.append(step.numbers(variant % step.variants))
+            variant = variant // step.variants
+        if self.after:
+            images = self.after.make(images, variant)
+        return self._apply(images, reversed(numbers))
+
+    def _draw(self, ids: Tensor, view: int) -> Iterator[Tensor]:
+        """The numbers of each step: (B, draws)."""
+        for place, (_, step) in enumerate(self.steps):
+            yield uniform(self.seed, view, ids, place, step.draws)
+
+    def _apply(self, images: Tensor, numbers: Iterable[Tensor]) -> Tensor:
+        for (name, step), u in zip(self.steps, numbers):
             made = step(images, u.to(images.device, non_blocking=True))
             if made.dtype != torch.uint8 or made.dim() != 4 or made.shape[:2] != images.shape[:2]:
                 raise PluginError(
@@ -147,14 +219,19 @@ class Pipeline:
             images = made
         return images
 
-    def read(self, source: Source, ids: Tensor, view: int) -> list[Tensor]:
-        """The same of pictures that are read now; where their sizes differ, each is made alone."""
-        pictures = [source.read(i) for i in ids.tolist()]
-        if len({picture.shape for picture in pictures}) == 1:
-            return list(self(torch.stack(pictures), ids, view))
-        return [self(picture[None], ids[i : i + 1], view)[0] for i, picture in enumerate(pictures)]
+    def seeds(self) -> list[int]:
+        """What the draws follow from, beside view and sample."""
+        return [*(self.after.seeds() if self.after else []), self.seed]
 
     def describe(self) -> list[tuple[str, int, dict]]:
         """(name, version, options) of each step: what a cached teacher must have been given too."""
         before = self.after.describe() if self.after else []
         return before + [(name, step.version, step.options.model_dump()) for name, step in self.steps]
+
+
+def read(pipeline: Pipeline, source: Source, ids: Tensor, view: int) -> list[Tensor]:
+    """What the pipeline makes of pictures that are read now; where their sizes differ, each is made alone."""
+    pictures = [source.read(i) for i in ids.tolist()]
+    if len({picture.shape for picture in pictures}) == 1:
+        return list(pipeline(torch.stack(pictures), ids, view))
+    return [pipeline(picture[None], ids[i : i + 1], view)[0] for i, picture in enumerate(pictures)]

@@ -72,7 +72,7 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
     """Raises ConfigError for missing and damaged files, labels and classes that do not fit, and impossible subsets."""
     spec = registry.get("datasets", config.name)
     options = parse_options(spec.Options, config.options)
-    augment, evaluate = (_pipeline(entries, registry, seed) for entries in (config.augment, config.evaluate))
+    evaluate = pipeline(config.evaluate, registry, seed)
     for name, step in evaluate.steps:
         if step.draws:
             raise ConfigError(
@@ -85,13 +85,11 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
         _check(source, f"{where}, {split} set")
     _check_same_classes(train, test, where)
     chosen, held_out = _divide(train, config, seed)
-    split = Split(train, chosen)
-    if config.mix:
-        way, mix_options = config.mix.way
-        augment = MIXES[way](mix_options, augment, split, seed)
+    training = Split(train, chosen)
+    augment = of_training(config, registry, seed, training)
     views = {}
     for name, view in config.extra_views.items():
-        own = _pipeline(view.augment, registry, stream(seed, "view", name))
+        own = pipeline(view.augment, registry, stream(seed, "view", name))
         own.after = augment if view.of == "base" else None
         views[name] = own
     for source in (train, test):
@@ -105,7 +103,7 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
         mean, std = _statistics(train, config.threads)
     return Data(
         name=config.name,
-        train=split,
+        train=training,
         validation=Split(train, held_out) if len(held_out) else None,
         test=Split(test, torch.arange(len(test))),
         augment=augment,
@@ -116,7 +114,17 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
     )
 
 
-def _pipeline(entries: list, registry, seed: int) -> Pipeline:
+def of_training(config: DataConfig, registry, seed: int, split: Split | None = None) -> Pipeline:
+    """What makes the training pictures. Without the split that they are of, mixed ones can only be described."""
+    augment = pipeline(config.augment, registry, seed)
+    if config.mix:
+        way, options = config.mix.way
+        return MIXES[way](options, augment, split, seed)
+    return augment
+
+
+def pipeline(entries: list, registry, seed: int) -> Pipeline:
+    """The augmentations that a config lists."""
     steps = []
     for entry in entries:
         name, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))

@@ -24,6 +24,8 @@ from ..models.checkpoint import load_weights
 from ..models.taps import Tapped, probe
 from ..registry import Registry
 from ..teacher.live import LiveTeacher
+from ..teacher.needs import Needs, needs
+from ..teacher.setup import Place, cached_teacher
 from ..teacher.teachers import AVERAGE, Teachers
 from .labels import setup_for
 from .objective import Objective
@@ -41,6 +43,10 @@ class Parts:
     device: torch.device
     views: dict[str, Pipeline]
     """How the further pictures are made that the losses read."""
+    needs: dict[str, Needs]
+    """What the losses read of each teacher."""
+    shapes: dict[str, Shapes]
+    """What each teacher gives."""
 
     @property
     def student(self) -> Tapped:
@@ -48,13 +54,21 @@ class Parts:
 
 
 def build(
-    config: Config, registry: Registry, data_root: Path, teacher_checkpoints: dict[str, str], device: torch.device
+    config: Config,
+    registry: Registry,
+    data_root: Path,
+    teacher_checkpoints: dict[str, str],
+    device: torch.device,
+    caches: dict[str, Place] | None = None,
+    data: Data | None = None,
 ) -> Parts:
-    """teacher_checkpoints: file of weights by teacher; a teacher without stays untrained.
+    """teacher_checkpoints: file of weights by teacher; a teacher without stays untrained. caches: where a teacher's
+    answers are stored. data: where it has been loaded already.
 
-    Raises ConfigError for data, networks, checkpoints and losses that do not fit together.
+    Raises ConfigError for data, networks, checkpoints and losses that do not fit together, MismatchError for a cache
+    of something else.
     """
-    data = load_data(config.data, config.seed, registry, data_root)
+    data = data or load_data(config.data, config.seed, registry, data_root)
     precision = Precision(config.engine.precision, device)
     classes = {label: registry.get("distillers", loss.use or label).cls for label, loss in config.losses.items()}
     of_loss = _teachers_of_losses(config, classes)
@@ -68,7 +82,7 @@ def build(
         return build_model(section, registry, data.num_classes, data.channels)
 
     def tapped(
-        built: Built, wants: set[str], side: str, section: ModelConfig, norm: Normalize
+        built: Built, wants: set[str], side: str, section: ModelConfig, norm: Normalize, precision: Precision
     ) -> tuple[Tapped, Shapes]:
         network = Tapped(built.model, built.layers, wants | {"logits"}, f"{side} {section.model}")
         # channels_last: 1.3 times (fp32) to 2.3 times (bf16) faster convolutions on CPUs, and what tensor cores want.
@@ -79,9 +93,9 @@ def build(
     if config.student.checkpoint:
         _fill(built.model, config.student.checkpoint, "student", config.student.model, data)
     wants = set().union(*(cls.requires.student for cls in classes.values()))
-    student, student_shapes = tapped(built, wants, "student", config.student, normalize)
+    student, student_shapes = tapped(built, wants, "student", config.student, normalize, precision)
 
-    networks, shapes = {}, {}
+    teachers, shapes = {}, {}
     for name, section in config.all_teachers.items():
         side = "teacher" if config.teacher else f"teacher {name}:"
         built = new_network(section, side)
@@ -90,8 +104,9 @@ def build(
         own = section.normalize
         own = Normalize(own.mean, own.std) if own else Normalize(*built.normalize) if built.normalize else normalize
         wants = set().union(*(classes[label].requires.teacher for label, of in of_loss.items() if of == name))
-        network, shapes[name] = tapped(built, wants, side, section, own)
-        networks[name] = LiveTeacher(network, own, precision)
+        arithmetic = Precision(section.precision or config.engine.precision, device)
+        network, shapes[name] = tapped(built, wants, side, section, own, arithmetic)
+        teachers[name] = LiveTeacher(network, own, arithmetic, precision.dtype)
     if AVERAGE in of_loss.values():
         shapes[AVERAGE] = Shapes(logits=(data.num_classes,))
 
@@ -109,7 +124,7 @@ def build(
             num_samples=len(data.train),
             labels=data.train.labels,
             generator=torch.Generator().manual_seed(stream(config.seed, "buffers", label)),
-            teacher_head=networks[of_loss[label]].network.head if of_loss[label] in networks else None,
+            teacher_head=teachers[of_loss[label]].head if of_loss[label] in teachers else None,
             batch_size=config.data.batch_size,
             new_student=new_student,
         )
@@ -120,7 +135,13 @@ def build(
         distillers[label] = distiller.to(device, precision.dtype)
     objective = Objective(student, distillers, precision)
     objective.deployed(), phases(objective.by_label())  # what is wrong with them is told before anything is trained
-    return Parts(data, objective, Teachers(networks, of_loss), normalize, precision, device, views)
+    of_teacher = {name: needs(name, of_loss, classes) for name in teachers}
+    for name, place in (caches or {}).items():
+        teachers[name] = cached_teacher(
+            place, config.all_teachers[name], teachers[name], of_teacher[name], data, views, shapes[name]
+        )
+    asked = Teachers(teachers, of_loss)
+    return Parts(data, objective, asked, normalize, precision, device, views, of_teacher, shapes)
 
 
 def _teachers_of_losses(config: Config, classes: dict[str, type[Distiller]]) -> dict[str, str | None]:

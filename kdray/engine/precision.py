@@ -14,6 +14,7 @@ class Precision:
     """`fp32`, `fp64`, or `bf16`: parameters in fp32, the network under autocast."""
 
     def __init__(self, name: str, device: torch.device):
+        self.name = name
         self.dtype = torch.float64 if name == "fp64" else torch.float32
         self.autocast = name == "bf16"
         self.device = device
@@ -22,14 +23,16 @@ class Precision:
         """What `network` says of normalised pictures (B, C, H, W): logits, or `Outputs` of a tapped one."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             outputs = network(x)
-        return self._cast(outputs) if self.autocast else outputs
+        return cast(outputs, self.dtype) if self.autocast else outputs
 
-    def _cast(self, value):
-        if isinstance(value, Tensor):
-            return value.to(self.dtype)
-        if isinstance(value, list):
-            return [self._cast(x) for x in value]
-        if isinstance(value, Outputs):
-            kinds = ("logits", "embedding", "last_map", "features", "preactivations")
-            return replace(value, **{kind: self._cast(getattr(value, kind)) for kind in kinds})
-        return value
+
+def cast(value, dtype: torch.dtype):
+    """What a network says (of `Outputs`: all but the pictures), in `dtype`."""
+    if isinstance(value, Tensor):
+        return value.to(dtype)
+    if isinstance(value, list | tuple):
+        return type(value)(cast(x, dtype) for x in value)
+    if isinstance(value, Outputs):
+        kinds = ("logits", "embedding", "last_map", "features", "preactivations", "head")
+        return replace(value, **{kind: cast(getattr(value, kind), dtype) for kind in kinds})
+    return value

@@ -33,7 +33,10 @@ from ..data.views import batches, share, stream
 from ..distiller import Batch, Step
 from ..errors import ConfigError, PluginError
 from ..registry import Registry
-from ..teacher.teachers import AVERAGE
+from ..teacher.cached import CachedTeacher
+from ..teacher.live import LiveTeacher
+from ..teacher.setup import Place
+from ..teacher.teachers import AVERAGE, Stored
 from . import checkpoint
 from .allocator import keep_freed_memory
 from .batchnorm import synchronise
@@ -61,6 +64,8 @@ class Job:
     data_root: Path
     teacher_checkpoints: dict[str, str] = field(default_factory=dict)
     """The file of its weights by teacher."""
+    caches: dict[str, Place] = field(default_factory=dict)
+    """Of those teachers whose stored answers are used."""
     data: str = ""
     """Fingerprint of the data, where it is known: another node may hold others under the same path."""
 
@@ -79,7 +84,7 @@ class Log(Protocol):
 
 def train(job: Job, registry: Registry, context: Context, log: Log) -> None:
     """Train to the end of the schedule. Every worker calls it; `log` is used by the first alone."""
-    parts = build(job.config, registry, job.data_root, job.teacher_checkpoints, context.device)
+    parts = build(job.config, registry, job.data_root, job.teacher_checkpoints, context.device, job.caches)
     if job.data:
         check_same_data(parts.data, job.data)
     Training(job, parts, registry, context, log).run()
@@ -186,8 +191,8 @@ class Training:
 
     def _measure_teachers(self) -> None:
         teachers, measured = self.parts.teachers, {}
-        for name, network in teachers.networks.items():
-            measured[name] = result = self._evaluate(partial(teachers.logits, name), "test", "teacher")
+        for name, teacher in teachers.by_name.items():
+            measured[name] = result = self._accuracy_of(name, teacher)
             section = self.config.all_teachers[name]
             where = "teacher" if self.config.teacher else f"teachers.{name}"
             if section.min_accuracy is not None and result["top1"] < section.min_accuracy:
@@ -196,12 +201,21 @@ class Training:
                     f"({section.min_accuracy:.2%}): a wrong checkpoint, "
                     f"a wrong normalisation ({where}.normalize), or other data than it was trained on"
                 )
-            parameters = sum(p.numel() for p in network.parameters())
-            self._row({"kind": "teacher", "name": name, **result, "parameters": parameters})
-        if AVERAGE in teachers.of_loss.values():
+            self._row({"kind": "teacher", "name": name, **result, "parameters": teacher.count, **_cache_of(teacher)})
+        if AVERAGE in teachers.of_loss.values() and not any(map(_cache_of, teachers.by_name.values())):
             measured[AVERAGE] = self._evaluate(partial(teachers.logits, AVERAGE), "test", "teacher")
             self._row({"kind": "teacher", "name": AVERAGE, **measured[AVERAGE]})
         self.counters.teacher = measured or None
+
+    def _accuracy_of(self, name: str, teacher: LiveTeacher | CachedTeacher) -> dict[str, float]:
+        """On the test set: as measured when the cache was made, else now."""
+        if teacher.accuracy:
+            return teacher.accuracy
+        live = teacher.live if isinstance(teacher, CachedTeacher) else teacher
+        result = self._evaluate(lambda pictures: live(pictures).logits, "test", "teacher")
+        if isinstance(teacher, CachedTeacher) and self.context.is_first:
+            teacher.begin(result)
+        return result
 
     def _epoch(self) -> None:
         counters, config, context = self.counters, self.config, self.context
@@ -210,14 +224,16 @@ class Training:
             len(self.parts.data.train), config.data.batch_size, config.seed, counters.epoch, config.data.last_batch
         )
         mine = [rows[share(len(rows), context.rank, context.world_size)] for rows in order]
-        view = self._view()
+        view = counters.epoch % config.views
         sums = Sums(context, counters.sums)
         self.trainable.set_modes(self.phase)
         pictures = self.feed.batches(mine[done_before:], view)
         extra = {name: feed.batches(mine[done_before:], view) for name, feed in self.view_feeds.items()}
+        ids = [self.feed.split.ids[chosen] for chosen in mine[done_before:]]
+        stored = self.parts.teachers.stored(ids, view, self._heard(self._concerned()))
         for number in range(done_before, len(order)):
             views = {name: next(more) for name, more in extra.items()}
-            terms = self._step(order[number], mine[number], next(pictures), views, number, len(order))
+            terms = self._step(order[number], mine[number], next(pictures), views, next(stored), number, len(order))
             sums.add({TOTAL: self._total(terms, counters.epoch + number / len(order)), **terms}, len(mine[number]))
             counters.step += 1
             counters.batch += 1
@@ -236,13 +252,21 @@ class Training:
         seen = sum(len(rows) for rows in order[done_before:])
         counters.epoch, counters.batch, counters.sums = counters.epoch + 1, 0, {}
         check_finite(train_terms, counters.epoch)
+        self.parts.teachers.flush()
         if self.phase.stage:
             self._finish_epoch_of_stage(train_terms, seen / seconds)
         else:
             self._finish_epoch(train_terms, total, seen / seconds)
 
     def _step(
-        self, rows: Tensor, mine: Tensor, pictures: Tensor, views: dict[str, Tensor], number: int, total: int
+        self,
+        rows: Tensor,
+        mine: Tensor,
+        pictures: Tensor,
+        views: dict[str, Tensor],
+        stored: Stored,
+        number: int,
+        total: int,
     ) -> dict[str, Tensor]:
         config, context, step = self.config, self.context, self.counters.step
         at = self.counters.epoch + number / total
@@ -257,7 +281,7 @@ class Training:
         )
         if mix := self.parts.data.mix:
             ids = self.parts.data.train.ids[mine]
-            partner, own = mix.labels(ids, self._view(), pictures.shape[-2:])
+            partner, own = mix.labels(ids, self.counters.epoch % config.views, pictures.shape[-2:])
             batch.partner = partner.to(context.device, non_blocking=True)
             batch.share = own.to(context.device, self.parts.precision.dtype, non_blocking=True)
         this_step = Step(
@@ -270,11 +294,11 @@ class Training:
         )
         reseed(stream(config.seed, "dropout", step, context.rank), context.device)
         update = self._at_update(number, total)
-        concerned = [label for label, _ in self.objective.by_label() if self.phase.concerns(label)]
+        concerned = self._concerned()
         self._move_options(concerned, at)
         distributed = self.wrapped is not self.objective
         with self.wrapped.no_sync() if distributed and not update else nullcontext():
-            teachers = self.parts.teachers(pictures, views, self._heard(concerned))
+            teachers = self.parts.teachers(pictures, views, self._heard(concerned), stored)
             x, *more = (self.parts.normalize(p, self.parts.precision.dtype) for p in (pictures, *views.values()))
             terms = self.wrapped(x, dict(zip(views, more)), teachers, batch, this_step)
             self._check_terms(list(terms), concerned)
@@ -289,9 +313,8 @@ class Training:
             self._update(at)
         return terms
 
-    def _view(self) -> int:
-        """That of this epoch's pictures."""
-        return self.counters.epoch % (self.config.data.views or self.config.schedule.epochs)
+    def _concerned(self) -> list[str]:
+        return [label for label, _ in self.objective.by_label() if self.phase.concerns(label)]
 
     def _heard(self, concerned: list[str]) -> list[str]:
         """The losses that may need their teacher: not those that add nothing to the main loop."""
@@ -440,6 +463,7 @@ class Training:
         return self.ema.state if self.ema else self.network.state_dict()
 
     def _checkpoint(self) -> None:
+        self.parts.teachers.flush()  # what is answered before a checkpoint is not asked again after it
         self.counters.seconds = time.monotonic() - self.started
         check_replicas(self.objective, self.context)
         if self.context.is_first:
@@ -480,3 +504,7 @@ class Training:
     def _say(self, **now) -> None:
         if self.context.is_first:
             self.log.progress(epochs=self._epochs(), **now)
+
+
+def _cache_of(teacher: LiveTeacher | CachedTeacher) -> dict[str, str]:
+    return {"cache": teacher.where} if isinstance(teacher, CachedTeacher) else {}

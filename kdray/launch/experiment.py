@@ -18,7 +18,7 @@ import torch
 from ..config.load import digest, load_config, to_yaml
 from ..config.project import Project
 from ..config.schema import Config, LossConfig
-from ..data.build import load_data
+from ..data.build import Data, load_data
 from ..distiller import Distiller
 from ..engine.build import Parts, build
 from ..engine.context import Context
@@ -31,6 +31,8 @@ from ..run.metrics import FileLog
 from ..run.summary import summarise
 from ..run.tracking import Tracking, check_trackers
 from ..run.watch import Watch
+from ..teacher.check import usable_caches
+from ..teacher.setup import Place
 from ..testing.mixed import check_mixed
 from .ray_train import run_on_ray
 from .session import RaySession, share_out
@@ -71,9 +73,10 @@ class Experiment:
             raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
         for line in check_same_plugins(run, self.registry):
             self.console.say(line)
-        check_same_data(self.check(config).data, run.data)
+        data = self.check(config).data
+        check_same_data(data, run.data)
         with self._session(config), self._interruptible(run.path):
-            return self._advance(run, config)
+            return self._advance(run, config, data)
 
     def check(self, config: Config) -> Parts:
         """Build everything on this process's CPU, to find what is wrong before anything is started or written."""
@@ -81,7 +84,7 @@ class Experiment:
         check_trackers(config, self.registry)
         check_batch(config)
         if config.scale.num_workers == 0:
-            _device(config)
+            device_here(config)
         for name, teacher in config.all_teachers.items():
             if teacher.train:
                 check_batch(self._recipe(config, name))
@@ -97,26 +100,33 @@ class Experiment:
     def _start(self, config: Config, name: str | None = None) -> RunFolder:
         path = self._path(config, name)
         parts = self.check(config)
+        caches = self.caches_of(config, parts.data)
         needed = _checkpoint_bytes(parts) * (config.checkpoint.keep + 1)
-        data = parts.data.fingerprint()
+        data = parts.data
         del parts
         run = RunFolder.create(
             path,
             config_text=to_yaml(config),
             command=self.command,
             plugins=self.registry.fingerprint(),
-            data=data,
+            data=data.fingerprint(),
             needed_bytes=needed,
         )
-        return self._advance(run, config)
+        return self._advance(run, config, data, caches)
 
-    def _advance(self, run: RunFolder, config: Config) -> RunFolder:
+    def _advance(
+        self, run: RunFolder, config: Config, data: Data | None = None, caches: dict[str, Place] | None = None
+    ) -> RunFolder:
+        """data, caches: where they are known already."""
         try:
             run.set_status("running")
             self._tell("kdray_run_started", run, config)
             teachers = self._teachers(run, config)
+            if caches is None:
+                caches = self._caches(config, teachers, data)
+            del data
             alone = self._alone(run, config) if config.baseline else None
-            self._train(run, config, teachers)
+            self._train(run, config, teachers, caches)
             teacher_runs = {name: _run_of(checkpoint) for name, checkpoint in teachers.items()}
             summary = summarise(run, config, teacher_runs, alone)
             run.set_status("finished")
@@ -142,8 +152,7 @@ class Experiment:
         remembered, found = read_json(run.path / "teachers.json") or {}, {}
         for name, teacher in config.all_teachers.items():
             if teacher.train and name not in remembered:
-                which = "the teacher" if config.teacher else f"teacher {name}"
-                trained = self._once(self._recipe(config, name), run, config, f"training {which}")
+                trained = self._trained(config, name, run.data)
                 file = str(trained.path / "student.safetensors")
                 remembered = {**remembered, name: {"run": trained.name, "checkpoint": file}}
                 write_json(run.path / "teachers.json", remembered)
@@ -151,6 +160,46 @@ class Experiment:
             if checkpoint:
                 found[name] = checkpoint
         return found
+
+    def _trained(self, config: Config, name: str, data: str) -> RunFolder:
+        """The run of a teacher that the config says how to train. data: fingerprint of the config's."""
+        which = "the teacher" if config.teacher else f"teacher {name}"
+        return self._once(self._recipe(config, name), data, config, f"training {which}")
+
+    def _weights(self, config: Config, pictures: str) -> tuple[dict[str, str], list[str]]:
+        """The file of its weights by teacher, and the teachers that are still to be trained. pictures: fingerprint of
+        the config's data."""
+        found, untrained = {}, []
+        for name, teacher in config.all_teachers.items():
+            if teacher.train:
+                _, run = self._planned(self._recipe(config, name), pictures, config)
+                if run.finished:
+                    found[name] = str(run.path / "student.safetensors")
+                else:
+                    untrained.append(name)
+            elif teacher.checkpoint:
+                found[name] = teacher.checkpoint
+        return found, untrained
+
+    def caches_of(self, config: Config, data: Data) -> dict[str, Place] | None:
+        """The caches, asked for before anything is written; None where a teacher must be trained before. Raises
+        MismatchError where nothing can have been stored."""
+        checkpoints, untrained = self._weights(config, data.fingerprint())
+        for name in untrained:
+            cache = config.all_teachers[name].cache
+            if cache and not cache.fill and not cache.fallback:
+                raise MismatchError(
+                    f"{name} is to answer from a cache, and is not trained yet: nothing is stored. `kdray precompute` "
+                    "with the same config does both."
+                )
+        return None if untrained else self._caches(config, checkpoints, data)
+
+    def _caches(self, config: Config, teachers: dict[str, str], data: Data | None) -> dict[str, Place]:
+        """The caches of teachers' answers that the run is to use."""
+        if not any(teacher.cache for teacher in config.all_teachers.values()):
+            return {}
+        parts = build(config, self.registry, self.project.data, teachers, torch.device("cpu"), data=data)
+        return usable_caches(config, parts, self.project.cache, self.console.say)
 
     def _recipe(self, config: Config, name: str) -> Config:
         """The config that trains a teacher, with the scale of the run it is for. Raises ConfigError where it makes
@@ -185,11 +234,22 @@ class Experiment:
                 "baseline": False,
             }
         )
-        return self._once(recipe, run, config, "training the student alone")
+        return self._once(recipe, run.data, config, "training the student alone")
 
-    def _once(self, recipe: Config, asker: RunFolder, asked_by: Config, why: str) -> RunFolder:
-        """The run of `recipe`, with the workers, folders and trackers of the config that asks for it; trained only if
-        it has not been, by this recipe on these pictures."""
+    def _once(self, recipe: Config, pictures: str, asked_by: Config, why: str) -> RunFolder:
+        """The run of `recipe`, trained only if it has not been."""
+        recipe, run = self._planned(recipe, pictures, asked_by)
+        if run.finished:
+            self.console.say(f"{why}: done already, {run.path}")
+            return run
+        if run.is_alive:
+            raise ConfigError(f"{why}: {run.path} is trained just now by process {run.status['pid']}; wait for it")
+        self.console.say(f"{why}: {run.name}")
+        return self._advance(run, recipe) if run.path.exists() else self._start(recipe, run.name)
+
+    def _planned(self, recipe: Config, pictures: str, asked_by: Config) -> tuple[Config, RunFolder]:
+        """`recipe` with the workers, folders and trackers of the config that asks for it, and its run, there or not:
+        the name says by which recipe on which pictures. pictures: fingerprint of the data of that config."""
         data = recipe.data
         if data.path is None and asked_by.data.name == data.name:
             data = data.model_copy(update={"path": asked_by.data.path})
@@ -197,20 +257,14 @@ class Experiment:
         shared = {"scale": asked_by.scale, "run": folders, "trackers": asked_by.trackers}
         recipe = recipe.model_copy(update={"data": data, **shared})
         same = (data.name, data.path, data.options) == (asked_by.data.name, asked_by.data.path, asked_by.data.options)
-        pictures = asker.data if same else load_data(data, recipe.seed, self.registry, self.project.data).fingerprint()
+        if not same:
+            pictures = load_data(data, recipe.seed, self.registry, self.project.data).fingerprint()
         name = f"{recipe.name}-{hashlib.sha256((digest(recipe) + pictures).encode()).hexdigest()[:8]}"
-        run = RunFolder(self._path(recipe, name))
-        if run.finished:
-            self.console.say(f"{why}: done already, {run.path}")
-            return run
-        if run.is_alive:
-            raise ConfigError(f"{why}: {run.path} is trained just now by process {run.status['pid']}; wait for it")
-        self.console.say(f"{why}: {name}")
-        return self._advance(run, recipe) if run.path.exists() else self._start(recipe, name)
+        return recipe, RunFolder(self._path(recipe, name))
 
-    def _train(self, run: RunFolder, config: Config, teachers: dict[str, str]) -> None:
+    def _train(self, run: RunFolder, config: Config, teachers: dict[str, str], caches: dict[str, Place]) -> None:
         shutil.rmtree(run.path / "failures", ignore_errors=True)
-        job = Job(config, run.path, self.project.data, teachers, run.data)
+        job = Job(config, run.path, self.project.data, teachers, caches, run.data)
 
         def on_row(row: dict) -> None:
             screen.row(row)
@@ -230,7 +284,7 @@ class Experiment:
             Watch(run.path, on_row, screen.progress),
         ):
             if config.scale.num_workers == 0:
-                train_here(job, self.registry, Context(device=_device(config)), FileLog(run.path, run.new_token()))
+                train_here(job, self.registry, Context(device=device_here(config)), FileLog(run.path, run.new_token()))
                 return
             cpus, use_gpu = share_out(config.scale, self.session.nodes())
             assignment = Assignment(
@@ -327,7 +381,7 @@ def _checkpoint_bytes(parts: Parts) -> int:
     return 4 * student + 2 * losses  # weights, average, optimizer state
 
 
-def _device(config: Config) -> torch.device:
+def device_here(config: Config) -> torch.device:
     wanted = torch.cuda.is_available() if config.scale.use_gpu == "auto" else config.scale.use_gpu
     if wanted and not torch.cuda.is_available():
         raise ConfigError("scale.use_gpu is true, but torch sees no GPU here")

@@ -36,7 +36,7 @@ def measure(
     views = {name for label in heads for name in classes[label].requires.views}
     keys = {key: getattr(network, key) for key in ("model", "layers")}
     untrained = {
-        name: t.model_copy(update={"weights": None, "checkpoint": None})
+        name: t.model_copy(update={"weights": None, "checkpoint": None, "cache": None})
         for name, t in teachers.items()
         if name in named
     }

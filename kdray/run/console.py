@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import ceil
 
 from rich.console import Console as Rich
@@ -34,6 +34,59 @@ class Console:
             yield screen
         finally:
             screen.close()
+
+    @contextlib.contextmanager
+    def counting(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+        """Progress of something that is counted, with its rate and the time left. Call what it gives with each number
+        that is done."""
+        count = Count(self, what, total, done)
+        try:
+            yield count.add
+        finally:
+            count.close()
+
+
+class Count:
+    """A live bar where there is a terminal, else a line now and then."""
+
+    def __init__(self, console: Console, what: str, total: int, done: int):
+        self.console, self.total, self.done, self.first = console, total, done, done
+        self.began = self.told_at = time.monotonic()
+        self.bar = None
+        if console.rich.is_terminal:
+            columns = [
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+            ]
+            self.bar = Progress(
+                *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console.rich, transient=True
+            )
+            self.task = self.bar.add_task(what, total=total, completed=done, rate="")
+            self.bar.start()
+
+    def add(self, number: int) -> None:
+        self.done += number
+        now = time.monotonic()
+        rate = (self.done - self.first) / max(now - self.began, 1e-9)
+        if self.bar:
+            self.bar.update(self.task, completed=self.done, rate=f"{rate:,.0f}/s")
+        elif self.done == self.total or now - self.told_at > SECONDS:
+            self.told_at = now
+            left = f", {duration((self.total - self.done) / rate)} left" if self.done < self.total else ""
+            self.console.say(f"  {self.done:,}/{self.total:,}  {rate:,.0f}/s{left}")
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """`2 h 5 min`, `3 min 20 s`, `12 s`."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours} h {m} min" if hours else f"{m} min {s} s" if m else f"{s} s"
 
 
 class Screen:
@@ -79,7 +132,8 @@ class Screen:
     def row(self, row: dict) -> None:
         if row["kind"] == "teacher":
             which = "" if row["name"] == "teacher" else f" {row['name']}"
-            self.console.say(f"  teacher{which}: {row['top1']:.2%} on the test set")
+            stored = f"; its answers are stored in {row['cache']}" if "cache" in row else ""
+            self.console.say(f"  teacher{which}: {row['top1']:.2%} on the test set{stored}")
         elif row["kind"] == "stage" and self._is_due(row["epoch"], row["epochs"]):
             self.console.say(stage_line(row))
         elif row["kind"] == "epoch" and self._is_due(row["epoch"], self.epochs):

@@ -7,10 +7,12 @@ from math import ceil
 from ..config.schema import Config
 from ..engine.build import Parts
 from ..engine.phases import phases
+from ..teacher.setup import Place
 
 
-def plan(config: Config, parts: Parts) -> dict:
-    """In numbers, of the whole run; `bytes` of a loss are its banks and constants on each worker."""
+def plan(config: Config, parts: Parts, caches: dict[str, Place]) -> dict:
+    """In numbers, of the whole run; `bytes` of a loss are its banks and constants on each worker. caches: by teacher,
+    where its answers are stored."""
     data, size = parts.data, config.data.batch_size
     found = {
         "name": config.run.name or config.name,
@@ -36,8 +38,10 @@ def plan(config: Config, parts: Parts) -> dict:
     found["teachers"] = {
         name: {
             "model": teacher.model,
-            "parameters": count(parts.teachers.networks[name].network.model),
+            "parameters": parts.teachers.by_name[name].count,
             "train": teacher.train,
+            "cache": caches[name].where if name in caches else None,
+            "fills_cache": name in caches and caches[name].fill,
         }
         for name, teacher in config.all_teachers.items()
     }
@@ -61,6 +65,8 @@ def describe(plan: dict) -> str:
     ]
     for name, teacher in plan["teachers"].items():
         how = f"trained first by {teacher['train']}" if teacher["train"] else "measured before the first step"
+        if teacher["cache"]:
+            how = f"answers {'are added to' if teacher['fills_cache'] else 'come from'} {teacher['cache']}"
         which = "" if name == "teacher" else f"{name}, "
         lines.append(f"  teacher  {which}{teacher['model']}: {teacher['parameters']:,} parameters, {how}")
     for name, epochs in plan["stages"].items():

@@ -2,41 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
 
 from ..distiller import Outputs
+from .cached import CachedTeacher
 from .live import LiveTeacher
+from .store import Found
 
 AVERAGE = "average"
+
+Stored = dict[str, dict[str, Found]]
+"""What is stored about the pictures of a batch: by teacher, by kind of pictures."""
 
 
 class Teachers:
     """`of_loss` maps the label of every loss to the name of its teacher, `average`, or None."""
 
-    def __init__(self, networks: dict[str, LiveTeacher], of_loss: dict[str, str | None]):
-        self.networks, self.of_loss = networks, of_loss
+    def __init__(self, by_name: dict[str, LiveTeacher | CachedTeacher], of_loss: dict[str, str | None]):
+        self.by_name, self.of_loss = by_name, of_loss
+
+    def heard(self, labels: Collection[str]) -> set[str]:
+        """The teachers that these losses listen to."""
+        names = {self.of_loss[label] for label in labels} - {None}
+        return set(self.by_name) if AVERAGE in names else names
+
+    def stored(self, ids: list[Tensor], view: int, labels: Collection[str]) -> Iterator[Stored]:
+        """What caches hold for the losses `labels`, of the samples `ids` (b,) a batch, as they look in `view`."""
+        cached = {
+            n: t.batches(ids, view) for n in self.heard(labels) if isinstance(t := self.by_name[n], CachedTeacher)
+        }
+        for _ in ids:
+            yield {name: next(batches) for name, batches in cached.items()}
 
     def __call__(
-        self, pictures: Tensor, views: dict[str, Tensor], labels: Collection[str] | None = None
+        self, pictures: Tensor, views: dict[str, Tensor], labels: Collection[str], stored: Stored
     ) -> dict[str, Outputs]:
-        """Outputs by label for the losses `labels` (None: all), each network run once. views: further pictures."""
-        asked = {label: name for label, name in self.of_loss.items() if labels is None or label in labels}
-        names = self.networks if AVERAGE in asked.values() else {name for name in asked.values() if name}
-        seen = {name: self.networks[name](pictures) for name in self.networks if name in names}
-        for name, outputs in seen.items():
-            outputs.views = {view: self.networks[name](x) for view, x in views.items()}
+        """Outputs by label for the losses `labels`, each teacher asked once. views: further pictures."""
+        asked = {label: self.of_loss[label] for label in labels}
+        heard = self.heard(labels)
+        seen = {name: self._ask(name, pictures, views, stored) for name in self.by_name if name in heard}
         if AVERAGE in asked.values():
             seen[AVERAGE] = average(list(seen.values()))
         return {label: seen[name] if name else Outputs() for label, name in asked.items()}
 
+    def _ask(self, name: str, pictures: Tensor, views: dict[str, Tensor], stored: Stored) -> Outputs:
+        teacher = self.by_name[name]
+        if isinstance(teacher, CachedTeacher):
+            return teacher.answer(stored[name], pictures, views)
+        outputs = teacher(pictures)
+        outputs.views = {view: teacher(x) for view, x in views.items()}
+        return outputs
+
+    def flush(self) -> None:
+        """Write what teachers that fill a cache have added."""
+        for teacher in self.by_name.values():
+            if isinstance(teacher, CachedTeacher):
+                teacher.flush()
+
     def logits(self, name: str, pictures: Tensor) -> Tensor:
-        """What one teacher, or their average, answers."""
+        """What a live teacher, or the average of all, answers."""
         if name != AVERAGE:
-            return self.networks[name](pictures).logits
-        return average([network(pictures) for network in self.networks.values()]).logits
+            return self.by_name[name](pictures).logits
+        return average([teacher(pictures) for teacher in self.by_name.values()]).logits
 
 
 def average(outputs: list[Outputs]) -> Outputs:

@@ -89,7 +89,7 @@ def test_a_stage_that_looks_sees_every_sample_once(lab, teacher, teacher_weights
     parts = build(config, lab.registry, Path("."), {"teacher": teacher_weights}, torch.device("cpu"))
     split, view = parts.data.train, 0  # the stage's first epoch
     pictures = parts.data.augment(split.source.images[split.ids], split.ids, view)
-    embedding = parts.teachers(pictures, {}, ["staged"])["staged"].embedding
+    embedding = parts.teachers(pictures, {}, ["staged"], {})["staged"].embedding
     found = states(run)["step-000000015"]
     for label in range(10):
         mean = embedding[split.labels == label].mean(0)

@@ -1,0 +1,89 @@
+"""The main loop of a config, a few steps at a time: for benchmarks. 50,000 pictures of 32×32 in memory, whose content
+does not matter."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from kdray.config.load import load_config
+from kdray.data.source import Source
+from kdray.data.views import batches
+from kdray.engine.build import Parts, build
+from kdray.engine.context import Context
+from kdray.engine.train import Job, Training
+from kdray.registry import Registry
+from kdray.specs import DatasetSpec
+from kdray.teacher.setup import Place
+
+ROOT = Path(__file__).parent.parent
+N, CLASSES = 50_000, 100
+
+
+class Silent:
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
+
+
+def registry_with_random_pictures() -> Registry:
+    registry = Registry.default()
+    images = torch.randint(0, 256, (N, 3, 32, 32), dtype=torch.uint8)
+    source = Source(torch.arange(N) % CLASSES, [str(c) for c in range(CLASSES)], 3, images)
+    registry.datasets["random"] = DatasetSpec("random", lambda *_: source, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return registry
+
+
+def config_of(path: Path, registry: Registry, *changes: str):
+    """The config, on random pictures and with a teacher that has not learned anything."""
+    found = ["data.name=random", *changes]
+    if load_config(path, changes, registry=registry).config.all_teachers:
+        found += ["teacher.train=null", "teacher.checkpoint=none"]
+    return load_config(path, found, registry=registry).config
+
+
+def parts_of(config, registry: Registry, caches: dict[str, Place] | None = None) -> Parts:
+    return build(config, registry, Path("."), {}, torch.device("cpu"), caches)
+
+
+class Steps:
+    def __init__(self, config, registry: Registry, folder: Path, caches: dict[str, Place] | None = None):
+        self.config = config
+        parts = parts_of(config, registry, caches)
+        self.training = Training(Job(config, folder, Path(".")), parts, registry, Context(), Silent())
+        self.training.counters.phase = len(self.training.phases) - 1
+        self.training._begin_phase()
+        self.training.trainable.set_modes(self.training.phase)
+        self.order = order_of(config)
+        feeds = {"": self.training.feed, **self.training.view_feeds}
+        self.pictures = {name: feed.batches(self.order, view=0) for name, feed in feeds.items()}
+        self.stored = parts.teachers.stored(self.order, 0, list(config.losses))
+        self.done = 0
+
+    def seconds(self, steps: int) -> float:
+        """A step's, over `steps` of them."""
+        began = time.perf_counter()
+        for _ in range(steps):
+            views = {name: next(pictures) for name, pictures in self.pictures.items()}
+            rows = self.order[self.done]
+            self.training._step(rows, rows, views.pop(""), views, next(self.stored), self.done, len(self.order))
+            self.training.counters.step += 1
+            self.done += 1
+        return (time.perf_counter() - began) / steps
+
+
+def order_of(config) -> list[torch.Tensor]:
+    """The batches of the first epoch: of all samples, whose positions are those in the source."""
+    return batches(N, config.data.batch_size, 0, 0, "drop")
+
+
+def machine() -> dict:
+    """What a result was measured on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {"machine": model, "threads": torch.get_num_threads(), "torch": torch.__version__}

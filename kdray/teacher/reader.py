@@ -1,0 +1,77 @@
+"""The rows of one output of a cache, by key."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cache import THREADS, Cache
+from .shard import Opened, Shard
+
+
+class Reader:
+    """Opens the shards that are asked for, and keeps them open as long as they are."""
+
+    def __init__(self, cache: Cache, output: str, samples: int):
+        self.cache, self.output, self.samples = cache, output, samples
+        self.opened: dict[str, Opened] = {}
+        self.rows = Rows([])
+
+    def load(self, keys: np.ndarray) -> Rows:
+        """What there is on the pages of `keys`. Shards of other pages are let go."""
+        pages = np.unique(keys // self.samples)
+        wanted = [shard for shard in self.cache.shards(self.output) if _touches(shard, pages)]
+        names = [shard.name for shard in wanted]
+        if names == list(self.opened):
+            return self.rows
+        new = [shard for shard in wanted if shard.name not in self.opened]
+        with ThreadPoolExecutor(THREADS) as pool:
+            opened = dict(zip((s.name for s in new), pool.map(self._open, new)))
+        self.opened = {name: opened.get(name) or self.opened[name] for name in names}
+        self.rows = Rows(list(self.opened.values()))
+        return self.rows
+
+    def _open(self, shard: Shard) -> Opened:
+        return self.cache.open(self.output, shard, self.samples)
+
+
+def _touches(shard: Shard, pages: np.ndarray) -> bool:
+    place = np.searchsorted(pages, shard.first)
+    return place < len(pages) and pages[place] <= shard.last
+
+
+class Rows:
+    """The rows of some shards, as if they were one."""
+
+    def __init__(self, shards: list[Opened]):
+        self.shards = shards
+        self.starts = np.cumsum([0, *(len(shard.keys) for shard in shards)])
+        keys = np.concatenate([shard.keys for shard in shards]) if shards else np.empty(0, np.int64)
+        self.order = keys.argsort(kind="stable")
+        self.keys = keys[self.order]
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """The row of each key, −1 where there is none."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        place = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[place] == keys, self.order[place], -1)
+
+    def take(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """The stored tensors of `rows` (n,), none of them −1."""
+        order = rows.argsort(kind="stable")
+        which = np.searchsorted(self.starts, rows[order], side="right") - 1
+        bounds = np.flatnonzero(np.diff(which, prepend=-1))
+        found: dict[str, Tensor] = {}
+        for begin, end in zip(bounds, [*bounds[1:], len(rows)]):
+            shard = self.shards[which[begin]]
+            local = torch.from_numpy(rows[order[begin:end]] - self.starts[which[begin]])
+            place = torch.from_numpy(order[begin:end])
+            for name, part in shard.parts.items():
+                if name not in found:
+                    found[name] = part.new_empty(len(rows), *part.shape[1:])
+                found[name][place] = part.index_select(0, local)
+        return found

@@ -1,0 +1,114 @@
+"""A cache at work: what a run reads from it and adds to it, for one kind of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cache import Cache
+from .codec import Codec
+from .pictures import Pictures, unique
+from .reader import Reader
+
+AHEAD = 4096
+"""Rows that are gathered at a time, while the rows before them are used."""
+TOGETHER = 1 << 16
+"""Most rows of a shard that a run adds."""
+
+
+@dataclass
+class Found:
+    """What there is about the b pictures of a batch."""
+
+    keys: np.ndarray
+    there: Tensor
+    """(b,) bool, on the CPU: which have an answer."""
+    parts: dict[str, dict[str, Tensor]]
+    """By output, the stored tensors of those that do."""
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.there.all())
+
+
+@dataclass
+class Store:
+    """outputs: width of each stored output. identity: that its cache must have."""
+
+    cache: Cache
+    pictures: Pictures
+    outputs: dict[str, int]
+    codec: Codec
+    identity: dict
+    added: list[tuple[np.ndarray, dict[str, dict[str, Tensor]]]] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.samples = len(self.pictures.source)
+        self.readers = {output: Reader(self.cache, output, self.samples) for output in self.outputs}
+
+    def batches(self, ids: list[Tensor], view: int) -> Iterator[Found]:
+        """For samples `ids` (b,) a batch, as they look in `view`. A thread gathers some batches ahead."""
+        if not ids:
+            return
+        every = self.pictures.keys(torch.cat(ids), view).numpy()
+        keys = np.split(every, np.cumsum([len(chosen) for chosen in ids[:-1]]))
+        size = max(1, AHEAD // max(1, len(keys[0])))
+        blocks = [keys[i : i + size] for i in range(0, len(keys), size)]
+        with ThreadPoolExecutor(1, thread_name_prefix="kdray-cache") as pool:
+            rows = {output: reader.load(every) for output, reader in self.readers.items()}
+            coming = pool.submit(self._gather, blocks[0], rows)
+            for following in [*blocks[1:], None]:
+                found = coming.result()
+                if following is not None:
+                    coming = pool.submit(self._gather, following, rows)
+                yield from found
+
+    def _gather(self, batches: list[np.ndarray], rows: dict) -> list[Found]:
+        keys = np.concatenate(batches)
+        places = {output: of_output.find(keys) for output, of_output in rows.items()}
+        there = np.logical_and.reduce([place >= 0 for place in places.values()])
+        parts = {output: rows[output].take(place[there]) for output, place in places.items()}
+        found, begin, taken = [], 0, 0
+        for batch in batches:
+            has = there[begin : begin + len(batch)]
+            chosen = slice(taken, taken + int(has.sum()))
+            found.append(
+                Found(
+                    batch,
+                    torch.from_numpy(has),
+                    {output: {name: x[chosen] for name, x in tensors.items()} for output, tensors in parts.items()},
+                )
+            )
+            begin, taken = begin + len(batch), chosen.stop
+        return found
+
+    def decode(self, output: str, parts: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+        moved = {name: x.to(device, non_blocking=True) for name, x in parts.items()}
+        return self.codec.decode(output, moved, self.outputs[output], dtype)
+
+    def add(self, keys: np.ndarray, answers: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Remember the answers (n, D) to `keys` until the next `flush`. Returns them as they will be read."""
+        parts = {output: self.codec.encode(output, answers[output]) for output in self.outputs}
+        on_cpu = {output: {name: x.cpu() for name, x in tensors.items()} for output, tensors in parts.items()}
+        self.added.append((keys, on_cpu))
+        return parts
+
+    def flush(self) -> None:
+        """Write what was added."""
+        if not self.added:
+            return
+        keys = np.concatenate([keys for keys, _ in self.added])
+        order = np.searchsorted(np.sort(keys), unique(keys))  # a key that was answered twice is written once
+        order = keys.argsort(kind="stable")[order]
+        for output in self.outputs:
+            first = self.added[0][1][output]
+            parts = {name: torch.cat([parts[output][name] for _, parts in self.added]) for name in first}
+            for rows in np.split(order, range(TOGETHER, len(order), TOGETHER)):
+                chosen = {name: x[torch.from_numpy(rows)] for name, x in parts.items()}
+                self.cache.write(output, keys[rows], chosen, self.samples)
+        self.added.clear()
