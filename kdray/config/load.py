@@ -204,9 +204,9 @@ def digest(config: Config) -> str:
     value = config.model_dump(mode="json", exclude={"name", "run", "scale", "checkpoint", "trackers", "baseline"})
     for section, key in (("data", "path"), ("data", "in_memory"), ("data", "threads"), ("engine", "log_every")):
         del value[section][key]
-    if value["data"]["mix"] is None:
-        del value["data"]["mix"]  # the digest of a run from before there was one
     for teacher in (value["teacher"], *value["teachers"].values()):
         _without_places(teacher)
+    if value["data"]["mix"] is None:
+        del value["data"]["mix"]  # the digest of a run from before there was one
     value["losses"] = list(value["losses"].items())  # their order is the order of a sum
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

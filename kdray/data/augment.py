@@ -223,15 +223,14 @@ class Pipeline:
         """What the draws follow from, beside view and sample."""
         return [*(self.after.seeds() if self.after else []), self.seed]
 
+    def read(self, source: Source, ids: Tensor, view: int) -> list[Tensor]:
+        """The same of pictures that are read now; where their sizes differ, each is made alone."""
+        pictures = [source.read(i) for i in ids.tolist()]
+        if len({picture.shape for picture in pictures}) == 1:
+            return list(self(torch.stack(pictures), ids, view))
+        return [self(picture[None], ids[i : i + 1], view)[0] for i, picture in enumerate(pictures)]
+
     def describe(self) -> list[tuple[str, int, dict]]:
         """(name, version, options) of each step: what a cached teacher must have been given too."""
         before = self.after.describe() if self.after else []
         return before + [(name, step.version, step.options.model_dump()) for name, step in self.steps]
-
-
-def read(pipeline: Pipeline, source: Source, ids: Tensor, view: int) -> list[Tensor]:
-    """What the pipeline makes of pictures that are read now; where their sizes differ, each is made alone."""
-    pictures = [source.read(i) for i in ids.tolist()]
-    if len({picture.shape for picture in pictures}) == 1:
-        return list(pipeline(torch.stack(pictures), ids, view))
-    return [pipeline(picture[None], ids[i : i + 1], view)[0] for i, picture in enumerate(pictures)]

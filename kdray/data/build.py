@@ -72,7 +72,7 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
     """Raises ConfigError for missing and damaged files, labels and classes that do not fit, and impossible subsets."""
     spec = registry.get("datasets", config.name)
     options = parse_options(spec.Options, config.options)
-    evaluate = pipeline(config.evaluate, registry, seed)
+    augment, evaluate = (pipeline(entries, registry, seed) for entries in (config.augment, config.evaluate))
     for name, step in evaluate.steps:
         if step.draws:
             raise ConfigError(
@@ -85,8 +85,10 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
         _check(source, f"{where}, {split} set")
     _check_same_classes(train, test, where)
     chosen, held_out = _divide(train, config, seed)
-    training = Split(train, chosen)
-    augment = of_training(config, registry, seed, training)
+    split = Split(train, chosen)
+    if config.mix:
+        way, mix_options = config.mix.way
+        augment = MIXES[way](mix_options, augment, split, seed)
     views = {}
     for name, view in config.extra_views.items():
         own = pipeline(view.augment, registry, stream(seed, "view", name))
@@ -103,7 +105,7 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
         mean, std = _statistics(train, config.threads)
     return Data(
         name=config.name,
-        train=training,
+        train=split,
         validation=Split(train, held_out) if len(held_out) else None,
         test=Split(test, torch.arange(len(test))),
         augment=augment,
@@ -112,15 +114,6 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
         std=std,
         views=views,
     )
-
-
-def of_training(config: DataConfig, registry, seed: int, split: Split | None = None) -> Pipeline:
-    """What makes the training pictures. Without the split that they are of, mixed ones can only be described."""
-    augment = pipeline(config.augment, registry, seed)
-    if config.mix:
-        way, options = config.mix.way
-        return MIXES[way](options, augment, split, seed)
-    return augment
 
 
 def pipeline(entries: list, registry, seed: int) -> Pipeline:

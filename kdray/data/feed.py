@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .augment import Pipeline, read
+from .augment import Pipeline
 from .source import size_of
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Feed:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _pictures(self, ids: Tensor, view: int) -> list[Tensor]:
-        return read(self.pipeline, self.split.source, ids, view)
+        return self.pipeline.read(self.split.source, ids, view)
 
     def _batch(self, ids: Tensor, parts: list[Future]) -> Tensor:
         pictures = [picture for part in parts for picture in part.result()]

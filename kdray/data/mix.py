@@ -11,16 +11,12 @@ from torch import Tensor
 
 from ..config.schema import MixOptions
 from ..errors import ConfigError
-from .augment import Pipeline, read
+from .augment import Pipeline
 from .source import size_of
 from .views import stream, uniform
 
 if TYPE_CHECKING:
     from .build import Split
-
-
-PARTNERS = "partners"
-"""What stands for the samples from which partners are drawn, among the described options."""
 
 
 class Drawn(NamedTuple):
@@ -42,10 +38,9 @@ class Mix(Pipeline):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    variants = None  # a picture for each λ
+    variants = None
 
-    def __init__(self, options: MixOptions, after: Pipeline, split: Split | None, seed: int):
-        """split: without it, the pipeline can only describe itself."""
+    def __init__(self, options: MixOptions, after: Pipeline, split: Split, seed: int):
         super().__init__([], seed, after)
         self.options, self.split = options, split
 
@@ -83,7 +78,7 @@ class Mix(Pipeline):
         held = self.split.source.images_on(own.device)
         if held is not None:
             return self.after(held.index_select(0, partner.to(own.device)), partner, view)
-        pictures = read(self.after, self.split.source, partner, view)
+        pictures = self.after.read(self.split.source, partner, view)
         for i, j, picture in zip(ids.tolist(), partner.tolist(), pictures):
             if picture.shape != own.shape[1:]:
                 raise ConfigError(
@@ -94,10 +89,8 @@ class Mix(Pipeline):
 
     def describe(self) -> list[tuple[str, int, dict]]:
         """Also of which samples the partners are drawn: another training set gives other pictures."""
-        options = self.options.model_dump()
-        if self.split:
-            options[PARTNERS] = hashlib.sha256(self.split.ids.numpy().tobytes()).hexdigest()[:16]
-        return [*super().describe(), (self.name, self.version, options)]
+        partners = hashlib.sha256(self.split.ids.numpy().tobytes()).hexdigest()
+        return [*super().describe(), (self.name, self.version, {**self.options.model_dump(), "partners": partners})]
 
 
 class Mixup(Mix):

@@ -224,7 +224,7 @@ class Training:
             len(self.parts.data.train), config.data.batch_size, config.seed, counters.epoch, config.data.last_batch
         )
         mine = [rows[share(len(rows), context.rank, context.world_size)] for rows in order]
-        view = counters.epoch % config.views
+        view = self._view()
         sums = Sums(context, counters.sums)
         self.trainable.set_modes(self.phase)
         pictures = self.feed.batches(mine[done_before:], view)
@@ -281,7 +281,7 @@ class Training:
         )
         if mix := self.parts.data.mix:
             ids = self.parts.data.train.ids[mine]
-            partner, own = mix.labels(ids, self.counters.epoch % config.views, pictures.shape[-2:])
+            partner, own = mix.labels(ids, self._view(), pictures.shape[-2:])
             batch.partner = partner.to(context.device, non_blocking=True)
             batch.share = own.to(context.device, self.parts.precision.dtype, non_blocking=True)
         this_step = Step(
@@ -315,6 +315,10 @@ class Training:
 
     def _concerned(self) -> list[str]:
         return [label for label, _ in self.objective.by_label() if self.phase.concerns(label)]
+
+    def _view(self) -> int:
+        """That of this epoch's pictures."""
+        return self.counters.epoch % self.config.views
 
     def _heard(self, concerned: list[str]) -> list[str]:
         """The losses that may need their teacher: not those that add nothing to the main loop."""

@@ -182,17 +182,9 @@ def test_describe_tells_everything_that_changes_pictures(load, parquet):
     *before, (name, version, options) = described(mix={"mixup": {"alpha": 0.4}})
     assert before == described() and load(name="parquet").mix is None
     assert (name, version, options["alpha"], options["p"]) == ("mixup", Mixup.version, 0.4, 1.0)
-    assert len(options["partners"]) == 16
+    assert len(options["partners"]) == 64
     others = [{"mix": "mixup"}, {"mix": {"cutmix": {"alpha": 0.4}}}, {"mix": {"mixup": {"alpha": 0.4}}, "samples": 20}]
     assert all(described(**other)[-1] != (name, version, options) for other in others)
-
-
-def test_mixed_pictures_are_not_numbered(load, parquet):
-    """Or a cache would take the crop and the mirror image for all that there is to tell of one."""
-    turned = {"turned": {"of": "base", "augment": []}}
-    assert load(name="parquet", augment=AUGMENT).augment.variants == 162
-    data = load(name="parquet", augment=AUGMENT, mix="mixup", extra_views=turned)
-    assert data.augment.variants is None and data.views["turned"].variants is None
 
 
 def test_pictures_of_several_sizes_need_one_before_they_are_mixed(load, tmp_path):
