@@ -62,7 +62,9 @@ class Work:
         runs, missing = self.live_forwards, self.plan.missing
         if not missing:
             return "nothing to pay"
-        if missing <= runs:
+        if missing == runs:
+            return "the first run saves none of them, every further one all"
+        if missing < runs:
             return f"the first run saves {1 - missing / runs:.0%} of them, every further one all"
         return f"pays from run {missing // runs + 1} on"
 
