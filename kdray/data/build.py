@@ -91,8 +91,8 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
         augment = MIXES[way](mix_options, augment, split, seed)
     if config.views == "all" and augment.variants is None:
         raise ConfigError(
-            f"data.views is all, and {'data.mix' if config.mix else 'data.augment'} makes too many pictures of a sample "
-            "to number them: give a number of views, or leave it out"
+            f"data.views is all, and {'data.mix' if config.mix else 'data.augment'} makes too many pictures of a "
+            "sample to number them: give a number of views, or leave it out"
         )
     views = {}
     for name, view in config.extra_views.items():

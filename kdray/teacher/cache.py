@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -97,9 +98,13 @@ class Cache:
         self.storage.write(self._name(f"{output}/{name}"), data)
         return name
 
+    def fetch(self, output: str, shard: Shard) -> Path:
+        """Its file on this machine."""
+        return self.storage.local(self._name(f"{output}/{shard.name}"))
+
     def open(self, output: str, shard: Shard, samples: int) -> Opened:
         """Raises MismatchError for a damaged one."""
-        return open_shard(shard, self.storage.local(self._name(f"{output}/{shard.name}")), samples)
+        return open_shard(shard, self.fetch(output, shard), samples)
 
     def check(self, output: str, shards: Iterable[Shard]) -> Iterable[tuple[Shard, MismatchError | None]]:
         """Each shard in turn, and what is wrong with it."""
@@ -108,7 +113,7 @@ class Cache:
             name = self._name(f"{output}/{shard.name}")
             local = self.storage.is_local  # of a remote one the bytes there count, not those of its copy here
             try:
-                with open(self.storage.local(name), "rb") if local else BytesIO(self.storage.read(name)) as content:
+                with open(self.fetch(output, shard), "rb") if local else BytesIO(self.storage.read(name)) as content:
                     check(shard, content, f"{self.where}/{output}/{shard.name}")
             except MismatchError as error:
                 return shard, error

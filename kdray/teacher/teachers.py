@@ -29,10 +29,15 @@ class Teachers:
         names = {self.of_loss[label] for label in labels} - {None}
         return set(self.by_name) if AVERAGE in names else names
 
-    def stored(self, ids: list[Tensor], view: int, labels: Collection[str]) -> Iterator[Stored]:
-        """What caches hold for the losses `labels`, of the samples `ids` (b,) a batch, as they look in `view`."""
+    def stored(
+        self, ids: list[Tensor], view: int, labels: Collection[str], following: int | None = None
+    ) -> Iterator[Stored]:
+        """What caches hold for the losses `labels`, of the samples `ids` (b,) a batch, as they look in `view`.
+        following: the view of the next epoch, where there is one."""
         cached = {
-            n: t.batches(ids, view) for n in self.heard(labels) if isinstance(t := self.by_name[n], CachedTeacher)
+            name: teacher.batches(ids, view, following)
+            for name in self.heard(labels)
+            if isinstance(teacher := self.by_name[name], CachedTeacher)
         }
         for _ in ids:
             yield {name: next(batches) for name, batches in cached.items()}
