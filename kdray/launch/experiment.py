@@ -20,7 +20,7 @@ from ..config.project import Project
 from ..config.schema import Config, LossConfig
 from ..data.build import Data, load_data
 from ..distiller import Distiller
-from ..engine.build import Parts, build
+from ..engine.build import Parts, build, new_optimizer
 from ..engine.context import Context
 from ..engine.train import Job, check_last_batch, check_same_data
 from ..errors import ConfigError, MismatchError
@@ -91,6 +91,8 @@ class Experiment:
         given = {name: t.checkpoint for name, t in config.all_teachers.items() if t.checkpoint}
         parts = build(config, self.registry, self.project.data, given, torch.device("cpu"))
         check_last_batch(config, len(parts.data.train), config.scale.num_workers)
+        if trained := [p for p in parts.objective.parameters() if p.requires_grad]:
+            new_optimizer(config, self.registry, trained)
         for label, loss in config.losses.items() if config.data.mix else ():
             check_mixed(label, self.registry.get("distillers", loss.use or label).cls, loss.options)
         return parts
