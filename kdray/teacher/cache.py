@@ -98,14 +98,14 @@ class Cache:
 
     def open(self, output: str, shard: Shard, samples: int) -> Opened:
         """Raises MismatchError for a damaged one."""
-        return open_shard(shard, self.storage.local(self._name(f"{output}/{shard.name}")), samples)
+        return open_shard(shard, self.storage.local(self._name(f"{output}/{shard.name}")), samples, self.where)
 
     def check(self, output: str, shards: Iterable[Shard]) -> Iterable[tuple[Shard, MismatchError | None]]:
         """Each shard in turn, and what is wrong with it."""
 
         def checked(shard):
             try:
-                check(shard, self.storage.local(self._name(f"{output}/{shard.name}")))
+                check(shard, self.storage.local(self._name(f"{output}/{shard.name}")), self.where)
             except MismatchError as error:
                 return shard, error
             return shard, None
