@@ -104,7 +104,7 @@ class Cache:
 
     def open(self, output: str, shard: Shard, samples: int) -> Opened:
         """Raises MismatchError for a damaged one."""
-        return open_shard(shard, self.fetch(output, shard), samples)
+        return open_shard(shard, self.fetch(output, shard), samples, self.where)
 
     def check(self, output: str, shards: Iterable[Shard]) -> Iterable[tuple[Shard, MismatchError | None]]:
         """Each shard in turn, and what is wrong with it."""
@@ -114,7 +114,7 @@ class Cache:
             local = self.storage.is_local  # of a remote one the bytes there count, not those of its copy here
             try:
                 with open(self.fetch(output, shard), "rb") if local else BytesIO(self.storage.read(name)) as content:
-                    check(shard, content, f"{self.where}/{output}/{shard.name}")
+                    check(shard, content, f"{self.where}/{output}/{shard.name}", self.where)
             except MismatchError as error:
                 return shard, error
             return shard, None
