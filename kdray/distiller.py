@@ -83,6 +83,9 @@ class Batch:
 
     index (B,): positions of the samples in the training set, 0 ≤ index < num_samples · target (B,): their classes ·
     offset: place of the first row in the global batch · size: length of the global batch over all workers.
+
+    With data.mix, each picture is made of two: share (B,) is the part λ of it that is the sample's own, partner (B,)
+    the class of the rest. Reading `target` is then an error for a loss that does not say `mixes`.
     """
 
     index: Tensor
@@ -90,6 +93,8 @@ class Batch:
     epoch: int = 0
     offset: int = 0
     size: int = 0
+    partner: Tensor | None = None
+    share: Tensor | None = None
 
 
 @dataclass
@@ -187,6 +192,9 @@ class Distiller(nn.Module):
     published: ClassVar[Published | None] = None
     scope: ClassVar[Literal["sample", "batch"]] = "sample"
     """`batch`: the loss relates samples to each other or keeps statistics of them, so it gathers over the workers."""
+    mixes: ClassVar[bool] = False
+    """Whether it understands pictures of two classes, `batch.target` and `batch.partner` by `batch.share`. A loss that
+    reads no classes need not say so."""
     scheduled: ClassVar[frozenset[str]] = frozenset()
     """Numeric options that `schedule:` of a config may move while training: `forward` reads them from `self.options`
     each time."""

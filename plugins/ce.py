@@ -1,5 +1,7 @@
 """Cross-entropy with the labels: what the student learns without a teacher."""
 
+from functools import partial
+
 import torch.nn.functional as F
 from pydantic import Field
 
@@ -11,13 +13,18 @@ class CEOptions(Options):
 
 
 class CE(Distiller):
-    """−log p_s(y), mean over the batch."""
+    """−log p_s(y), mean over the batch; of a picture mixed of two, −λ log p_s(y_i) − (1 − λ) log p_s(y_j)."""
 
     Options = CEOptions
     requires = Requires(student={"logits"})
+    mixes = True
 
     def forward(self, student, teacher, batch, step):
-        return F.cross_entropy(student.logits, batch.target, label_smoothing=self.options.label_smoothing)
+        ce = partial(F.cross_entropy, student.logits, label_smoothing=self.options.label_smoothing)
+        if batch.share is None:
+            return ce(batch.target)
+        own, other = (ce(y, reduction="none") for y in (batch.target, batch.partner))
+        return (batch.share * own + (1 - batch.share) * other).mean()
 
 
 @hookimpl

@@ -206,5 +206,7 @@ def digest(config: Config) -> str:
         del value[section][key]
     for teacher in (value["teacher"], *value["teachers"].values()):
         _without_places(teacher)
+    if value["data"]["mix"] is None:
+        del value["data"]["mix"]  # the digest of a run from before there was one
     value["losses"] = list(value["losses"].items())  # their order is the order of a sum
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -50,6 +50,34 @@ class ExtraView(Options):
     augment: list[str | dict[str, dict]] = Field([], description="Augmentations, in order, as in data.augment.")
 
 
+class MixOptions(Options):
+    alpha: Positive = Field(1.0, description="α of Beta(α, α), the distribution of λ: small ones leave one of the two.")
+    p: float = Field(1.0, ge=0, le=1, description="Probability that a picture is mixed at all.")
+
+
+class Mix(Options):
+    """How a training picture is made of two."""
+
+    mixup: MixOptions | None = Field(None, description="λ x_i + (1 − λ) x_j (Zhang et al., ICLR 2018).")
+    cutmix: MixOptions | None = Field(
+        None, description="A box of x_j in x_i, of area share 1 − λ (Yun et al., ICCV 2019)."
+    )
+
+    @model_validator(mode="after")
+    def one_way(self):
+        given = [name for name in ("mixup", "cutmix") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given: a picture is mixed in one way")
+        if not given:
+            raise ValueError("give mixup or cutmix (`mixup: {}` for the defaults)")
+        return self
+
+    @property
+    def way(self) -> tuple[str, MixOptions]:
+        """Which one, and its options."""
+        return ("mixup", self.mixup) if self.mixup else ("cutmix", self.cutmix)
+
+
 class DataConfig(Open):
     name: str = Field(description="Name of the data set (`kdray list datasets`).")
     path: str | None = Field(None, description="Where its files are. Default: <data folder of kdray.toml>/<name>.")
@@ -59,6 +87,9 @@ class DataConfig(Open):
     )
     extra_views: dict[Label, ExtraView] = Field(
         {}, description="Further pictures of each sample by name, for losses that read them (`kdray list distillers`)."
+    )
+    mix: Literal["mixup", "cutmix"] | Mix | None = Field(
+        None, description="Make every training picture of two samples: a name, or {name: {option: value}}."
     )
     evaluate: list[str | dict[str, dict]] = Field(
         [], description="What is done to pictures at evaluation, in order (resize, center_crop)."
@@ -83,6 +114,21 @@ class DataConfig(Open):
     threads: Annotated[int, Field(ge=1)] = Field(
         4, description="Decoding threads a worker, when pictures are streamed."
     )
+
+    @field_validator("mix")
+    @classmethod
+    def with_options(cls, mix):
+        return Mix(**{mix: MixOptions()}) if isinstance(mix, str) else mix
+
+    @model_validator(mode="after")
+    def views_are_mixed_too(self):
+        for name, view in self.extra_views.items():
+            if self.mix and view.of == "picture":
+                raise ValueError(
+                    f"the view '{name}' is drawn anew from the original, and would not show what the mixed one shows: "
+                    f"write extra_views.{name}.of: base, or remove mix"
+                )
+        return self
 
 
 class ModelConfig(Open):

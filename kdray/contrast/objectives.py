@@ -52,8 +52,8 @@ def nce(scores: Scores, temperature: float, Z: Tensor, num_samples: int) -> Tens
     positive = (scores.positive / temperature).exp() / Z
     # Masked before the logarithm: in a row without negatives it is log 0, whose gradient is NaN.
     h = _only(positive / (positive + c + eps), scores.is_positive, 1)
-    # −log(1 − h) = log(1 + (exp(score / τ) / Z + eps) / c), in as few passes over (b, K) as there can be: log1p would be
-    # ten times slower, and the mean over K needs no more digits.
+    # −log(1 − h) = log(1 + (exp(score / τ) / Z + eps) / c), in as few passes over (b, K) as can be. log1p would be
+    # ten times slower, and the sum over K needs no more digits.
     c = torch.where(c > 0, c, 1)  # without negatives nothing is summed
     ratio = torch.add(-(Z * c).log(), scores.negative, alpha=1 / temperature).exp_()
     minus_log_not_h = _only((ratio + (1 + eps / c)).log(), scores.is_negative, 0).sum(dim=1)

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..errors import PluginError
 from ..options import Options
+from .source import Source
 from .views import uniform
 
 MOST_VARIANTS = 1024
@@ -174,7 +175,7 @@ class Pipeline:
         """after: another pipeline, with numbers of its own, whose pictures this one takes."""
 
     def __call__(self, images: Tensor, ids: Tensor, view: int) -> Tensor:
-        """images uint8 (B, C, H, W) of the samples `ids` (B,), as they look in `view`."""
+        """images uint8 (B, C, H, W) of the samples `ids` (B,), as they look in `view`. `ids` may stay on the CPU."""
         if self.after:
             images = self.after(images, ids, view)
         return self._apply(images, self._draw(ids, view))
@@ -209,7 +210,7 @@ class Pipeline:
 
     def _apply(self, images: Tensor, numbers: Iterable[Tensor]) -> Tensor:
         for (name, step), u in zip(self.steps, numbers):
-            made = step(images, u)
+            made = step(images, u.to(images.device, non_blocking=True))
             if made.dtype != torch.uint8 or made.dim() != 4 or made.shape[:2] != images.shape[:2]:
                 raise PluginError(
                     f"augmentation '{name}' made {made.dtype} {tuple(made.shape)} of {tuple(images.shape)}; "
@@ -221,6 +222,13 @@ class Pipeline:
     def seeds(self) -> list[int]:
         """What the draws follow from, beside view and sample."""
         return [*(self.after.seeds() if self.after else []), self.seed]
+
+    def read(self, source: Source, ids: Tensor, view: int) -> list[Tensor]:
+        """The same of pictures that are read now; where their sizes differ, each is made alone."""
+        pictures = [source.read(i) for i in ids.tolist()]
+        if len({picture.shape for picture in pictures}) == 1:
+            return list(self(torch.stack(pictures), ids, view))
+        return [self(picture[None], ids[i : i + 1], view)[0] for i, picture in enumerate(pictures)]
 
     def describe(self) -> list[tuple[str, int, dict]]:
         """(name, version, options) of each step: what a cached teacher must have been given too."""

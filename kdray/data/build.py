@@ -13,6 +13,7 @@ from ..config.schema import DataConfig
 from ..config.sections import parse_options
 from ..errors import ConfigError, PluginError
 from .augment import Pipeline
+from .mix import MIXES, Mix
 from .source import Source, spread
 from .views import stream
 
@@ -54,6 +55,11 @@ class Data:
         return hashlib.sha256((self.train.source.fingerprint() + self.test.source.fingerprint()).encode()).hexdigest()
 
     @property
+    def mix(self) -> Mix | None:
+        """How training pictures are mixed, where they are: the last part of `augment`."""
+        return self.augment if isinstance(self.augment, Mix) else None
+
+    @property
     def num_classes(self) -> int:
         return self.train.source.num_classes
 
@@ -72,11 +78,6 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
             raise ConfigError(
                 f"data.evaluate: {name} is random, and pictures are evaluated as they are. It belongs in data.augment"
             )
-    views = {}
-    for name, view in config.extra_views.items():
-        own = pipeline(view.augment, registry, stream(seed, "view", name))
-        own.after = augment if view.of == "base" else None
-        views[name] = own
     path = Path(config.path) if config.path else data_root / config.name
     train, test = (spec.load(options, path, split) for split in ("train", "test"))
     where = f"{config.name} at {path}"
@@ -84,6 +85,15 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
         _check(source, f"{where}, {split} set")
     _check_same_classes(train, test, where)
     chosen, held_out = _divide(train, config, seed)
+    split = Split(train, chosen)
+    if config.mix:
+        way, mix_options = config.mix.way
+        augment = MIXES[way](mix_options, augment, split, seed)
+    views = {}
+    for name, view in config.extra_views.items():
+        own = pipeline(view.augment, registry, stream(seed, "view", name))
+        own.after = augment if view.of == "base" else None
+        views[name] = own
     for source in (train, test):
         if config.in_memory is not False:
             source.load_into_memory(config.threads, required=config.in_memory is True)
@@ -95,7 +105,7 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
         mean, std = _statistics(train, config.threads)
     return Data(
         name=config.name,
-        train=Split(train, chosen),
+        train=split,
         validation=Split(train, held_out) if len(held_out) else None,
         test=Split(test, torch.arange(len(test))),
         augment=augment,

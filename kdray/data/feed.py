@@ -26,7 +26,6 @@ class Feed:
 
     def __init__(self, split: Split, pipeline: Pipeline, threads: int, device: torch.device):
         self.split, self.pipeline, self.threads, self.device = split, pipeline, threads, device
-        self.ids = split.ids.to(device)
         self.images = split.source.images_on(device)
 
     def batches(self, positions: Iterable[Tensor], view: int) -> Iterator[Tensor]:
@@ -35,8 +34,8 @@ class Feed:
             yield from self._streamed(positions, view)
             return
         for chosen in positions:
-            ids = self.ids.index_select(0, chosen.to(self.device))
-            yield self.pipeline(self.images.index_select(0, ids), ids, view)
+            ids = self.split.ids[chosen]
+            yield self.pipeline(self.images.index_select(0, ids.to(self.device, non_blocking=True)), ids, view)
 
     def _streamed(self, positions: Iterable[Tensor], view: int) -> Iterator[Tensor]:
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="kdray-decode")
@@ -53,10 +52,7 @@ class Feed:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _pictures(self, ids: Tensor, view: int) -> list[Tensor]:
-        pictures = [self.split.source.read(i) for i in ids.tolist()]
-        if len({picture.shape for picture in pictures}) == 1:
-            return list(self.pipeline(torch.stack(pictures), ids, view))
-        return [self.pipeline(picture[None], ids[i : i + 1], view)[0] for i, picture in enumerate(pictures)]
+        return self.pipeline.read(self.split.source, ids, view)
 
     def _batch(self, ids: Tensor, parts: list[Future]) -> Tensor:
         pictures = [picture for part in parts for picture in part.result()]

@@ -59,7 +59,8 @@ class Source:
         """`images` on a device, copied there once."""
         if self.images is None:
             return None
-        if self._copy is None or self._copy[0] != device:
+        # Of the two, one may name a device without its number: cuda and cuda:0.
+        if self._copy is None or device not in (self._copy[0], self._copy[1].device):
             self._copy = device, self.images.to(device)
         return self._copy[1]
 

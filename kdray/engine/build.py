@@ -27,6 +27,7 @@ from ..teacher.live import LiveTeacher
 from ..teacher.needs import Needs, needs
 from ..teacher.setup import Place, cached_teacher
 from ..teacher.teachers import AVERAGE, Teachers
+from .labels import setup_for
 from .objective import Objective
 from .phases import phases
 from .precision import Precision
@@ -128,6 +129,8 @@ def build(
             new_student=new_student,
         )
         torch.manual_seed(stream(config.seed, "heads", label))
+        if data.mix:
+            setup = setup_for(label, cls, setup)
         distiller = _distiller(label, cls, config.losses[label].options, setup)
         distillers[label] = distiller.to(device, precision.dtype)
     objective = Objective(student, distillers, precision)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..distiller import Batch, Distiller, Outputs, Step
 from ..errors import ConfigError, PluginError
 from ..models.taps import Tapped
+from .labels import batch_for
 from .phases import Phase
 from .precision import Precision
 
@@ -39,7 +40,8 @@ class Objective(nn.Module):
             if self.phase.concerns(label):
                 loss = self.phase.stage.loss if self.phase.stage else distiller
                 try:
-                    found = _named(loss(outputs, teachers.get(label, Outputs()), batch, step))
+                    seen = batch_for(label, distiller, batch)
+                    found = _named(loss(outputs, teachers.get(label, Outputs()), seen, step))
                 except Exception as error:
                     where = f", in its stage '{self.phase.stage.name}'" if self.phase.stage else ""
                     error.add_note(f"raised by loss '{label}' ({type(distiller).__name__}){where}")

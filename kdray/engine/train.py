@@ -46,6 +46,7 @@ from .checks import check_finite, check_last_batch, check_replicas, check_same_d
 from .context import Context, reseed
 from .ema import EMA
 from .evaluate import evaluate
+from .labels import batch_for
 from .phases import Trainable, phases
 from .schedule import loss_weight, lr_factor, option_value
 from .sums import Sums
@@ -223,7 +224,7 @@ class Training:
             len(self.parts.data.train), config.data.batch_size, config.seed, counters.epoch, config.data.last_batch
         )
         mine = [rows[share(len(rows), context.rank, context.world_size)] for rows in order]
-        view = counters.epoch % config.views
+        view = self._view()
         sums = Sums(context, counters.sums)
         self.trainable.set_modes(self.phase)
         pictures = self.feed.batches(mine[done_before:], view)
@@ -278,6 +279,11 @@ class Training:
             offset=sum(counts[: context.rank]),
             size=len(rows),
         )
+        if mix := self.parts.data.mix:
+            ids = self.parts.data.train.ids[mine]
+            partner, own = mix.labels(ids, self._view(), pictures.shape[-2:])
+            batch.partner = partner.to(context.device, non_blocking=True)
+            batch.share = own.to(context.device, self.parts.precision.dtype, non_blocking=True)
         this_step = Step(
             number=step,
             epoch=self.counters.epoch,
@@ -302,13 +308,17 @@ class Training:
                 (self._total(terms, at) * part).backward()
         for label, distiller in self.objective.by_label():
             if label in concerned:
-                distiller.after_backward(batch, this_step)
+                distiller.after_backward(batch_for(label, distiller, batch), this_step)
         if update and terms:
             self._update(at)
         return terms
 
     def _concerned(self) -> list[str]:
         return [label for label, _ in self.objective.by_label() if self.phase.concerns(label)]
+
+    def _view(self) -> int:
+        """That of this epoch's pictures."""
+        return self.counters.epoch % self.config.views
 
     def _heard(self, concerned: list[str]) -> list[str]:
         """The losses that may need their teacher: not those that add nothing to the main loop."""

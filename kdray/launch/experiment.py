@@ -33,6 +33,7 @@ from ..run.tracking import Tracking, check_trackers
 from ..run.watch import Watch
 from ..teacher.check import usable_caches
 from ..teacher.setup import Place
+from ..testing.mixed import check_mixed
 from .ray_train import run_on_ray
 from .session import RaySession, share_out
 from .worker import Assignment, disk_is_full, train_here
@@ -90,6 +91,8 @@ class Experiment:
         given = {name: t.checkpoint for name, t in config.all_teachers.items() if t.checkpoint}
         parts = build(config, self.registry, self.project.data, given, torch.device("cpu"))
         check_last_batch(config, len(parts.data.train), config.scale.num_workers)
+        for label, loss in config.losses.items() if config.data.mix else ():
+            check_mixed(label, self.registry.get("distillers", loss.use or label).cls, loss.options)
         return parts
 
     # -- one run -----------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
         f"learning rate {config.optimizer.lr:g}, "
         f"precision {config.engine.precision}, seed {config.seed}",
         f"- augmentation: {', '.join(map(_augmentation, data.augment)) or 'none'}"
+        + (f"; {_mix(*data.mix.way)}" if data.mix else "")
         + (f"; {data.samples} training samples" if data.samples else ""),
         f"- {summary['seconds']:,.0f} s of training on {_hardware(environment)}",
         f"- command: `{(run.path / 'command.txt').read_text().strip()}`",
@@ -71,6 +72,11 @@ def _augmentation(entry: str | dict) -> str:
         return entry
     ((name, options),) = entry.items()
     return name + (f" ({', '.join(f'{key} {value}' for key, value in options.items())})" if options else "")
+
+
+def _mix(name: str, options) -> str:
+    """`mixup (alpha 1.0, p 1.0)`"""
+    return _augmentation({name: options.model_dump()})
 
 
 def _hardware(environment: dict) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..config.schema import Config, TeacherConfig
 from ..data.build import pipeline
+from ..data.mix import MIXES
 from ..errors import MismatchError
 from .cache import MANIFEST, Cache
 from .codec import OUTPUTS
-from .pictures import describe
 from .setup import codec_of, network_of
 from .storage import Storage, open_storage
 
@@ -52,8 +52,8 @@ def about(cache: Cache) -> dict:
 def unreferenced(folder: Path, configs: list[Config], registry) -> Iterator[tuple[Path, str]]:
     """The caches in a folder that none of `configs` refers to, and why.
 
-    One refers to a cache by its path, or by the same network, arithmetic, augmentation and stored form. Weights and
-    data are not looked at: what may still be of use is kept.
+    One refers to a cache by its path, or by the same network, arithmetic, augmentation and stored form. Weights, data
+    and seed are not looked at: what may still be of use is kept.
     """
     sections = [(config, section) for config in configs for section in config.all_teachers.values()]
     paths = {Path(s.cache.path).resolve() for _, s in sections if s.cache and s.cache.path}
@@ -66,8 +66,9 @@ def unreferenced(folder: Path, configs: list[Config], registry) -> Iterator[tupl
         except MismatchError as error:
             yield path, str(error)
             continue
+        steps = [[name, version, _options(options)] for name, version, options in there["pictures"]["augmentation"]]
         of_teacher = {key: value for key, value in there["teacher"].items() if key in ("model", "options", "precision")}
-        if {"pictures": there["pictures"], "stored": there["stored"], "teacher": of_teacher} not in asked:
+        if {"augmentation": steps, "stored": there["stored"], "teacher": of_teacher} not in asked:
             yield path, "no config has this network, arithmetic, augmentation and stored form"
     for path in sorted((folder / MIRROR).glob("*")):
         yield path, "copies of remote shards, which are fetched again when they are needed"
@@ -76,8 +77,17 @@ def unreferenced(folder: Path, configs: list[Config], registry) -> Iterator[tupl
 def _asked(config: Config, section: TeacherConfig, registry) -> dict:
     """What can be said of the identity of its cache from a config alone."""
     precision = section.precision or config.engine.precision
+    steps = [list(step) for step in pipeline(config.data.augment, registry, config.seed).describe()]
+    if config.data.mix:
+        way, options = config.data.mix.way
+        steps.append([way, MIXES[way].version, options.model_dump()])
     return {
-        "pictures": describe(pipeline(config.data.augment, registry, config.seed)),
+        "augmentation": [[name, version, _options(options)] for name, version, options in steps],
         "stored": codec_of(section).describe(),
         "teacher": {**network_of(section), "precision": precision},
     }
+
+
+def _options(options: dict) -> dict:
+    """Those that a config gives: not the digest of the samples that are mixed."""
+    return {key: value for key, value in options.items() if key != "partners"}

@@ -65,14 +65,14 @@ def describe(pipeline: Pipeline) -> dict:
     return {"pages": "views", "augmentation": steps, "seeds": pipeline.seeds()}
 
 
-class _ByVariant:
+class _ByVariant(Pipeline):
     """A pipeline whose `view` is the number of a variant."""
 
     def __init__(self, pipeline: Pipeline):
-        self.pipeline = pipeline
+        super().__init__([], pipeline.seed, pipeline)
 
     def __call__(self, images: Tensor, ids: Tensor, view: int) -> Tensor:
-        return self.pipeline.make(images, torch.full_like(ids, view))
+        return self.after.make(images, torch.full((len(images),), view, device=images.device))
 
 
 def unique(keys: np.ndarray) -> np.ndarray:

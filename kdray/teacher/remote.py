@@ -23,7 +23,9 @@ CHUNK = 32 << 20  # bytes a request: pyarrow's own choice is 256 KiB, a round tr
 
 # What the libraries of the stores say, and what to do about it.
 ADVICE = {
-    r"NO_SUCH_BUCKET|Bucket '.*' not found": "Create the bucket first, or give s3:// ?allow_bucket_creation=true.",
+    r"NO_SUCH_BUCKET|Bucket '.*' not found": (
+        "Create the bucket first (s3:// does so with ?allow_bucket_creation=true)."
+    ),
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|CREDENTIAL|status 40[13]|PERMISSION_DENIED|UNAUTHENTICATED|OAuth": (
         "Check the credentials (they must be there on every worker) and what they allow in this bucket."
     ),
@@ -64,7 +66,11 @@ class Remote(Storage):
         return {i.base_name: i.size for i in self._entries(folder) if i.type == fs.FileType.File}
 
     def folders(self) -> list[str]:
-        return sorted(i.base_name for i in self._entries("") if i.type == fs.FileType.Directory)
+        if self._url.scheme != "gs":
+            return sorted(i.base_name for i in self._entries("") if i.type == fs.FileType.Directory)
+        # Of Google's store pyarrow lists objects only: a folder shows in the names of what lies in it.
+        inside = (i.path.removeprefix(self._path("") + "/") for i in self._entries("", recursive=True))
+        return sorted({name.partition("/")[0] for name in inside if "/" in name})
 
     def read(self, name: str) -> bytes:
         return b"".join(self._chunks(name))
@@ -117,9 +123,10 @@ class Remote(Storage):
         if self._mirror is not None:
             sweep(self._mirror, older_than)
 
-    def _entries(self, folder: str) -> list[fs.FileInfo]:
+    def _entries(self, folder: str, recursive: bool = False) -> list[fs.FileInfo]:
         with self._explained():
-            found = self._fs.get_file_info(fs.FileSelector(self._path(folder), allow_not_found=True))
+            selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=recursive)
+            found = self._fs.get_file_info(selector)
             if not found:
                 self._require_bucket()
         return [info for info in found if not info.base_name.startswith(UNFINISHED)]

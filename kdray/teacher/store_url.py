@@ -14,18 +14,10 @@ from ..errors import ConfigError, did_you_mean
 
 # What a query may say, by scheme; the values are no secrets.
 OPTIONS = {
-    "s3": (
-        "endpoint_override",
-        "scheme",
-        "region",
-        "anonymous",
-        "allow_bucket_creation",
-        "force_virtual_addressing",
-        "tls_ca_file_path",
-    ),
+    "s3": ("endpoint_override", "scheme", "region", "anonymous", "allow_bucket_creation"),
     "gs": ("endpoint_override", "scheme", "anonymous", "project_id"),
 }
-FLAGS = {"anonymous", "allow_bucket_creation", "force_virtual_addressing"}
+FLAGS = {"anonymous", "allow_bucket_creation"}
 # Seconds. With three attempts a store that does not answer is an error after a minute, a closed port after one second.
 CONNECT_TIMEOUT, REQUEST_TIMEOUT, ATTEMPTS = 5, 20, 3
 

@@ -11,8 +11,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..config.sections import parse_options
+from ..errors import ConfigError
 from ..options import Options
 from .compare import assert_close, difference, joined, where
+from .mixed import swapped, two_classes
 from .rehearsal import Failed, Rehearsal, demand
 from .scenes import SAMPLES, made_up_pictures, scene
 from .subject import Subject
@@ -232,6 +234,26 @@ def scheduled(subject: Subject) -> str:
             has_effect |= bool(difference(ours, subject.moments[number], 0))
         remarks.append(name if has_effect else f"{name} (without effect here)")
     return ", ".join(remarks) or "none"
+
+
+@check
+def mixed(subject: Subject) -> str:
+    """Whether it goes with mixed pictures (data.mix); if it says `mixes`, the two samples of one are alike."""
+    if not subject.cls.mixes:
+        try:
+            subject.rehearsal(mixed=two_classes).run()
+        except ConfigError as error:
+            return f"no: {error}"
+        return "yes: it reads no classes"
+    alone = subject.rehearsal(mixed=lambda batch: replace(two_classes(batch), share=torch.ones(len(batch.index)))).run()
+    for plain, moment in zip(subject.moments, alone, strict=True):
+        different = difference(plain, moment, 1e-6)
+        demand(not different, f"{different} of pictures with a share of 1 is not that of unmixed ones{where(plain)}")
+    one, other = (subject.rehearsal(mixed=how).run() for how in (two_classes, swapped))
+    for ours, theirs in zip(one, other, strict=True):
+        different = difference(ours, theirs, 1e-6)
+        demand(not different, f"{different} changes where batch.target and batch.partner change places{where(ours)}")
+    return "yes: batch.target and batch.partner by batch.share"
 
 
 @check

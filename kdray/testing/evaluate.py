@@ -34,6 +34,8 @@ def evaluate(
     teacher: Outputs | Mapping | None = None,
     targets: Tensor,
     indices: Tensor | None = None,
+    partners: Tensor | None = None,
+    shares: Tensor | None = None,
     num_samples: int | None = None,
     num_classes: int | None = None,
     labels: Tensor | None = None,
@@ -50,8 +52,9 @@ def evaluate(
 
     student, teacher: `Outputs`, or a mapping with the same names (`{"logits": …, "embedding": …, "features": […],
     "views": {name: {…}}}`). stage: evaluate the loss of the stage of that name instead of the main loop's.
-    targets (B,): classes. indices (B,): positions in the training set, 0 … B − 1 when absent. labels (num_samples,):
-    classes of the whole training set; when absent, the given targets at their indices and classes in turn elsewhere.
+    targets (B,): classes. partners, shares (B,): `Batch.partner` and `Batch.share` of mixed pictures. indices (B,):
+    positions in the training set, 0 … B − 1 when absent. labels (num_samples,): classes of the whole training set; when
+    absent, the given targets at their indices and classes in turn elsewhere.
     state: a state dict, or part of one, to start from. The arithmetic follows the student's dtype. Raises ConfigError
     for unknown names and options.
     """
@@ -87,7 +90,7 @@ def evaluate(
             raise ConfigError(f"distiller '{name}' has no state {unknown}; it has {sorted(distiller.state_dict())}")
         distiller.load_state_dict(dict(state), strict=False)
 
-    batch = Batch(index=indices, target=targets, epoch=epoch, offset=0, size=rows)
+    batch = Batch(index=indices, target=targets, epoch=epoch, size=rows, partner=partners, share=shares)
     at = Step(number=step, epoch=epoch, generator=torch.Generator().manual_seed(seed + step))
     forward = distiller
     if stage is not None:

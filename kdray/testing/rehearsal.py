@@ -15,6 +15,7 @@ from ..data.views import share
 from ..distiller import Batch, Distiller, Outputs, Step
 from ..engine.batchnorm import synchronise
 from ..engine.context import Context
+from ..engine.labels import batch_for, setup_for
 from ..engine.objective import Objective
 from ..engine.phases import Trainable, phases
 from .scenes import SAMPLES, Scene, cast, places
@@ -53,7 +54,7 @@ class Moment:
 
 class Rehearsal:
     """disturb: another state of the global random generators. round: applied to what the networks say, `teacher_only`
-    or of both."""
+    or of both. mixed: makes each batch one of mixed pictures, as in a run with data.mix. label: its name in errors."""
 
     def __init__(
         self,
@@ -67,10 +68,15 @@ class Rehearsal:
         disturb: int = 0,
         round: Callable[[Tensor], Tensor] | None = None,
         teacher_only: bool = False,
+        mixed: Callable[[Batch], Batch] | None = None,
+        label: str = "",
     ):
         self.cls, self.scene, self.dtype, self.context = cls, scene, dtype, context or Context()
         self.disturb, self.round, self.teacher_only = disturb, round, teacher_only
+        self.mixed, self.label = mixed, label or cls.__name__
         self.setup = scene.setup(cls.requires, dtype)
+        if mixed:
+            self.setup = setup_for(self.label, cls, self.setup)
         _seed_everything(0, disturb)
         torch.default_generator.manual_seed(0)  # heads may draw their first weights from it
         self.distiller = cls(parse_options(cls.Options, options), self.setup).to(dtype)
@@ -111,6 +117,8 @@ class Rehearsal:
             return context.gather(x, counts, differentiable)
 
         batch = Batch(index=index, target=self.scene.labels[index], epoch=0, offset=offset, size=len(rows))
+        if self.mixed:
+            batch = batch_for(self.label, distiller, self.mixed(batch))
         generator = torch.Generator().manual_seed(1000 + number)
         step = Step(number, 0, generator, context.rank, context.world_size, gather)
         _seed_everything(number * 2 + context.rank, self.disturb)

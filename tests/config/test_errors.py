@@ -49,6 +49,15 @@ data.augment=crop -> data.augment: must be a list, not the text 'crop'
 data.augment=[3] -> data.augment.0: must be text or a mapping, not 3
 data.augment=[{crop: {}, flip: {}}] -> data.augment.0: one augmentation an entry: a name, or {name: {option: value}}
 data.augment.0=x -> 'data.augment.0=x': data.augment is a list, which is replaced as a whole: data.augment=[...]
+data.mix=mixpu -> data.mix: must be 'mixup' or 'cutmix' or a mapping, not the text 'mixpu'. Did you mean 'mixup'?
+data.mix=[mixup] -> data.mix: must be 'mixup' or 'cutmix' or a mapping, not a list
+data.mix={cutmx: {}} -> data.mix: unknown key 'cutmx'. Did you mean 'cutmix'?
+data.mix={} -> data.mix: give mixup or cutmix (`mixup: {}` for the defaults)
+data.mix={mixup: null} -> data.mix: give mixup or cutmix (`mixup: {}` for the defaults)
+data.mix={mixup: {}, cutmix: {}} -> data.mix: mixup and cutmix are given: a picture is mixed in one way
+data.mix={mixup: {alhpa: 1}} -> data.mix.mixup: unknown key 'alhpa'. Did you mean 'alpha'?
+data.mix={mixup: {alpha: 0}} -> data.mix.mixup.alpha: must be greater than 0, not 0
+data.mix={cutmix: {p: 1.5}} -> data.mix.cutmix.p: must be at most 1, not 1.5
 trackers=[servre] -> trackers.0: unknown tracker 'servre'. Did you mean 'server'?
 trackers=[{server: {url: x}}] -> trackers.0.server: unknown key 'url'. Did you mean 'uri'?
 trackers=[{server: {}, tensorboard: {}}] -> trackers.0: one tracker an entry: a name, or {name: {option: value}}
@@ -80,6 +89,14 @@ extends=x.yaml -> 'extends=x.yaml': extends belongs in a file
 @pytest.mark.parametrize(("override", "message"), [line.split(" -> ") for line in ONE.strip().splitlines()])
 def test_one(errors, valid, override, message):
     assert errors(valid, override) == [f"command line: {message}"]
+
+
+def test_a_view_that_would_not_show_the_mixed_picture(load, errors, valid):
+    views = "data.extra_views={strong: {augment: [flip]}}"
+    (line,) = errors(valid, "data.mix=mixup", views)
+    assert "data: the view 'strong' is drawn anew from the original" in line and "extra_views.strong.of: base" in line
+    load(valid, "data.mix=mixup", views, "data.extra_views.strong.of=base")
+    load(valid, views)
 
 
 def test_what_an_override_took_away(errors, valid):

@@ -27,6 +27,9 @@ def validator(registry):
         "student={model: convnet, widths: [1]}",
         "student={model: torchvision/resnet18, weights: DEFAULT}",
         "data.augment=[crop, {flip: {p: 0.1}}, {crop: null}]",
+        "data.mix=mixup",
+        "data.mix={cutmix: {}}",
+        "data.mix={mixup: {alpha: 0.2, p: 0.5}, cutmix: null}",
         "optimizer={name: adamw, lr: 1, eps: 1e-3}",
         "optimizer={lr: 1, momentum: 0.3}",
         "teacher=null",
@@ -57,6 +60,11 @@ def test_valid(validator, valid, load, override):
         "data.augment=[{flip: {q: 0.1}}]",
         "data.batchsize=3",
         "data.image=x",
+        "data.mix=mixpu",
+        "data.mix={cutmx: {}}",
+        "data.mix={mixup: {alhpa: 1}}",
+        "data.mix={mixup: {alpha: 0}}",
+        "data.mix={cutmix: {p: 1.5}}",
         "optimizer={name: adamw, lr: 1, momentum: 0.3}",
         "optimizer={lr: 1, momentun: 0.3}",
         "optimizer={lr: -1}",
@@ -85,4 +93,7 @@ def test_descriptions(registry):
     schema = json_schema(registry)
     crd = schema["properties"]["losses"]["properties"]["crd"]
     assert crd["description"] == "Contrast. Tian et al., ICLR 2020."
+    mix = schema["$defs"]["DataConfig"]["properties"]["mix"]
+    options = schema["$defs"]["MixOptions"]["properties"]
+    assert all(body["description"] for body in (mix, *schema["$defs"]["Mix"]["properties"].values(), *options.values()))
     assert crd["else"]["properties"]["dim"]["description"] == "Width of the embedding."

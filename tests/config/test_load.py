@@ -176,6 +176,16 @@ def test_paths(valid, tmp_path, registry, monkeypatch):
     assert paths()[1] == "cwd/there.pt"
 
 
+def test_mix(load, valid):
+    named = load(valid, "data.mix=cutmix").config
+    assert named.data.mix.way == ("cutmix", named.data.mix.cutmix)
+    assert (named.data.mix.cutmix.alpha, named.data.mix.cutmix.p, named.data.mix.mixup) == (1.0, 1.0, None)
+    assert load(valid, "data.mix={cutmix: {alpha: 1.0}}").config == named
+    assert load(to_yaml(named)).config == named
+    assert load(to_yaml(named), "data.mix.cutmix=null", "data.mix.mixup={}").config.data.mix.way[0] == "mixup"
+    assert load(to_yaml(named), "data.mix=null").config.data.mix is None
+
+
 def test_digest(load, valid):
     base = digest(load().config)
     assert len(base) == 64
@@ -187,7 +197,8 @@ def test_digest(load, valid):
         "data.augment=[crop: {}, flip]",
     ]
     assert digest(load(valid, *same).config) == base
-    for change in ("seed=1", "losses.kd.temperature=3", "data.augment=[flip, crop]", "teacher=null"):
+    assert digest(load(valid, "data.mix=mixup").config) == digest(load(valid, "data.mix={mixup: {p: 1}}").config)
+    for change in ("seed=1", "data.mix=mixup", "losses.kd.temperature=3", "data.augment=[flip, crop]", "teacher=null"):
         assert digest(load(valid, change).config) != base
 
 

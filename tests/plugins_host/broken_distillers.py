@@ -246,6 +246,22 @@ class IdleStage(Good):
         pass
 
 
+class OneOfTwo(Good):
+    """It says that it knows mixed pictures, and takes each for one of its own class."""
+
+    mixes = True
+
+
+class BothAlways(Good):
+    """A mixed picture is as much of the one class as of the other, whatever its share."""
+
+    mixes = True
+
+    def forward(self, student, teacher, batch, step):
+        terms = super().forward(student, teacher, batch, step)
+        return terms if batch.partner is None else terms | {"kd": terms["kd"] + batch.partner.double().mean()}
+
+
 class DeploysNonsense(Good):
     def deployed(self, student):
         return nn.Sequential(nn.Flatten(), nn.LazyLinear(3).double())

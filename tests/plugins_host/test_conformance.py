@@ -92,6 +92,10 @@ FAULTS = {
     ],
     "cache": [(broken.PreciseTeacher, "with a teacher in float16")],
     "scheduled": [(broken.NotScheduled, "read self.options.temperature in forward")],
+    "mixed": [
+        (broken.OneOfTwo, "changes where batch.target and batch.partner change places"),
+        (broken.BothAlways, "with a share of 1 is not that of unmixed ones"),
+    ],
     "last_batch": [(broken.NoNumberInSmallBatch, "not finite with a batch of two or three rows: pairs")],
     "stages": [(broken.IdleStage, "stage 'idle' changes nothing")],
     "deployed": [(broken.DeploysNonsense, "expected logits (4, 5)")],

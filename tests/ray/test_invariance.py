@@ -18,13 +18,13 @@ LOSSES = {
 }
 
 
-def train(lab, teacher_weights, workers, precision):
+def train(lab, teacher_weights, workers, precision, losses=LOSSES, **data):
     # 150 samples in batches of 32: the last batch of an epoch has 22, 11 for each of two workers. 20 steps in 4 epochs.
     return lab.run(
         f"{precision}-{workers}",
-        data={"samples": 150},
+        data={"samples": 150, **data},
         teacher={"model": "convnet", "widths": [16, 32], "checkpoint": teacher_weights},
-        losses=LOSSES,
+        losses=losses,
         schedule={"epochs": 4},
         engine={"precision": precision, "log_every": 1, "clip_norm": 2.0, "ema": 0.5},
         scale={"num_workers": workers},
@@ -51,3 +51,12 @@ def test_one_and_two_workers_have_the_same_losses_and_banks(ray_session, lab, te
     # The comparison could fail: the losses move, and the terms differ from each other.
     assert rows[0][0]["ce"] > 1.01 * rows[0][-1]["ce"]
     assert len({round(value, 6) for value in rows[0][-1].values()}) == len(LOSSES)
+
+
+def test_one_and_two_workers_mix_the_same_pictures(ray_session, lab, teacher_weights):
+    losses = {"ce": {}, "kd": {"weight": 0.5, "temperature": 4.0}}
+    one, two = (train(lab, teacher_weights, workers, "fp64", losses, mix="mixup") for workers in (1, 2))
+    rows = [[row["terms"] for row in run.rows("step")] for run in (one, two)]
+    assert len(rows[0]) == 20
+    for ours, theirs in zip(*rows):
+        assert theirs == pytest.approx(ours, rel=1e-8)

@@ -1,6 +1,5 @@
 """Files of a cache in a folder, and in a real server of S3's protocol on this machine."""
 
-import _thread
 import errno
 import os
 import pickle
@@ -13,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from moto.s3.exceptions import S3ClientError
 from moto.s3.models import S3Backend
 from moto.s3.responses import S3Response
@@ -91,24 +91,24 @@ def test_paths_are_absolute(monkeypatch, tmp_path):
 WRITER = """
 import sys
 from kdray.teacher.storage import open_storage
-store, start = open_storage(sys.argv[1]), int(sys.argv[2])
-for i in range(start, 1 << 30):
+store, start, count = open_storage(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+for i in range(start, start + count):
     store.write(f"part-{i % 7}", bytes([i % 251]) * (1_000_000 + i % 251))
     print(i, flush=True)
 """
 
 
 def assert_whole(store: Folder) -> None:
-    for name, size in store.list().items():
+    for name in store.list():
         data = store.read(name)
-        assert size == len(data) and data == bytes([size - 1_000_000]) * size, name
+        assert data == bytes([len(data) - 1_000_000]) * len(data), name
 
 
 def test_a_killed_writer_leaves_whole_files_only(tmp_path):
     left = 0
     for attempt in range(4):
         store = Folder("", tmp_path / str(attempt))
-        writer = run(WRITER, store.path, attempt * 40, stdout=subprocess.PIPE)
+        writer = run(WRITER, store.path, attempt * 40, 1 << 30, stdout=subprocess.PIPE)
         for _ in range(8):
             writer.stdout.readline()
         deadline = time.time() + 5
@@ -130,21 +130,11 @@ def test_a_killed_writer_leaves_whole_files_only(tmp_path):
 
 def test_two_writers_of_one_name(tmp_path):
     store = Folder("", tmp_path)
-    writers = [run(WRITER, tmp_path, start, stdout=subprocess.DEVNULL) for start in (0, 100)]
-    deadline = time.time() + 20
-    while len(store.list()) < 7 and time.time() < deadline:
-        time.sleep(0.05)
-    for _ in range(20):
-        assert_whole_at_any_time(store)
-    for writer in writers:
-        writer.kill()
-        writer.wait()
-    assert_whole(store)
-
-
-def assert_whole_at_any_time(store: Folder) -> None:
-    data = store.read("part-3")
-    assert data == bytes([len(data) - 1_000_000]) * len(data)
+    writers = [run(WRITER, tmp_path, start, 150, stdout=subprocess.DEVNULL) for start in (0, 100)]
+    while any(writer.poll() is None for writer in writers):
+        assert_whole(store)  # at any time
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert len(store.list()) == len(os.listdir(tmp_path)) == 7
 
 
 FULL = """
@@ -200,18 +190,28 @@ def test_an_upload_that_fails_changes_nothing(s3, monkeypatch):
     monkeypatch.undo()
 
 
-def test_an_interrupted_upload_is_whole_or_not_there(s3, monkeypatch):
+INTERRUPTED = """
+import sys
+from kdray.teacher.storage import open_storage
+try:
+    open_storage(sys.argv[1]).write("a", b"the new one")
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+
+
+def test_an_interrupted_upload_is_whole_or_not_there(s3, endpoint, tmp_path, monkeypatch):
     """Ctrl-C between the opening of an object and its writing, where pyarrow would store an empty one."""
     s3.write("a", b"whole")
     create = S3Backend.create_multipart_upload
 
     def interrupt(*arguments, **options):
-        _thread.interrupt_main()
+        writer.send_signal(signal.SIGINT)
         return create(*arguments, **options)
 
     monkeypatch.setattr(S3Backend, "create_multipart_upload", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        s3.write("a", b"the new one")
+    writer = run(INTERRUPTED, bucket_url(endpoint, tmp_path))
+    assert writer.wait() == 7
     assert s3.read("a") in (b"whole", b"the new one")
 
 
@@ -284,12 +284,46 @@ def test_a_closed_port_is_told_soon(url, tmp_path, monkeypatch):
 
 def test_a_store_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr("kdray.teacher.store_url.REQUEST_TIMEOUT", 1)
+    monkeypatch.setattr("kdray.teacher.store_url.ATTEMPTS", 2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"s3://b/x?scheme=http&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ConfigError, match="Check the endpoint"):
             open_storage(url, tmp_path).list()
+
+
+# What fsspec reaches
+
+
+def test_listings_are_not_remembered(tmp_path, monkeypatch):
+    remembered = {}
+    find = MemoryFileSystem.find
+
+    def remember(self, path, **options):
+        return remembered.setdefault(path, find(self, path, **options))
+
+    monkeypatch.setattr(MemoryFileSystem, "find", remember)
+    monkeypatch.setattr(MemoryFileSystem, "invalidate_cache", lambda self, path=None: remembered.clear())
+    store = open_storage(f"memory://{tmp_path.name}")
+    store.write("a", b"1")
+    assert store.list() == {"a": 1}
+    MemoryFileSystem.store[f"/{tmp_path.name}/b"] = MemoryFile(data=b"22")  # as by another process
+    assert store.list() == {"a": 1, "b": 2}
+
+
+def test_a_write_through_fsspec_is_whole_or_not_there(tmp_path, monkeypatch):
+    store = open_storage(f"memory://{tmp_path.name}")
+    store.write("a", b"whole")
+
+    def fail(*arguments, **options):
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(MemoryFileSystem, "mv", fail)
+    with pytest.raises(ConfigError, match=r"timed out\. Check the endpoint"):
+        store.write("a", b"new")
+    assert store.read("a") == b"whole"
+    assert MemoryFileSystem().ls(f"/{tmp_path.name}", detail=False) == [f"/{tmp_path.name}/a"]
 
 
 # URLs
