@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import time
 from dataclasses import dataclass
 
@@ -211,7 +212,10 @@ class Precompute(Experiment):
                         work.computed += len(task[2]) if was_new else 0
                         count(len(task[2]))
 
-                    compute([(name, work.kind, keys) for keys in work.plan.lacking if len(keys)], done)
+                    tasks = [(name, work.kind, keys) for keys in work.plan.lacking if len(keys)]
+                    # Two commands that fill one cache would do the same at the same time, were they of one order.
+                    random.Random(time.time_ns()).shuffle(tasks)
+                    compute(tasks, done)
                 work.seconds = time.monotonic() - began
 
 
