@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 import uuid
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from ..errors import ConfigError
 
 UNFINISHED = ".writing-"  # how the names of files begin that are still being written
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # nothing can be written any more
 
 
 class Storage(ABC):
