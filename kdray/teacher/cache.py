@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 from torch import Tensor
@@ -99,18 +100,27 @@ class Cache:
 
     def open(self, output: str, shard: Shard, samples: int) -> Opened:
         """Raises MismatchError for a damaged one."""
-        return open_shard(shard, self.storage.local(self._name(f"{output}/{shard.name}")), samples)
+        name = self._name(f"{output}/{shard.name}")
+        try:
+            return open_shard(shard, self.storage.local(name), samples)
+        except MismatchError:
+            if self.storage.is_local:
+                raise
+        return open_shard(shard, self.storage.local(name, anew=True), samples)  # it may be the copy that is damaged
 
     def check(self, output: str, shards: Iterable[Shard]) -> Iterable[tuple[Shard, MismatchError | None]]:
-        """Each shard in turn, and what is wrong with it."""
+        """Each shard in turn, and what is wrong with it: with what the store has, not with a copy of it."""
 
         def checked(shard):
+            name = self._name(f"{output}/{shard.name}")
             try:
-                check(shard, self.storage.local(self._name(f"{output}/{shard.name}")))
+                with open(self.storage.local(name), "rb") if local else BytesIO(self.storage.read(name)) as file:
+                    check(shard, file, f"{self.storage.where}/{name}")
             except MismatchError as error:
                 return shard, error
             return shard, None
 
+        local = self.storage.is_local
         with ThreadPoolExecutor(THREADS) as pool:
             yield from pool.map(checked, shards)
 

@@ -8,9 +8,11 @@ the names alone, and a file that was cut short or changed does not fit its name.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -68,21 +70,21 @@ class Opened:
     """Of as many rows each, memory-mapped."""
 
 
-def check(shard: Shard, path: Path) -> None:
-    """Raises MismatchError where the file is not what its name says."""
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+def check(shard: Shard, file: BinaryIO, where: str | Path) -> None:
+    """Raises MismatchError where the file, which is at `where`, is not what its name says."""
+    found = hashlib.file_digest(file, "sha256").hexdigest()[:32]
     if found != shard.digest:
         raise MismatchError(
-            f"{path} is damaged: its {path.stat().st_size:,} bytes have the SHA-256 {found[:12]}…, those that were "
-            f"written had {shard.digest[:12]}…. `kdray cache verify --repair` removes what is damaged, and `kdray "
+            f"{where} is damaged: its {file.seek(0, os.SEEK_END):,} bytes have the SHA-256 {found[:12]}…, those that "
+            f"were written had {shard.digest[:12]}…. `kdray cache verify --repair` removes what is damaged, and `kdray "
             "precompute` computes it again."
         )
 
 
 def open_shard(shard: Shard, path: Path, samples: int) -> Opened:
     """Raises MismatchError where the file is not what its name says."""
-    check(shard, path)
+    with open(path, "rb") as file:
+        check(shard, file, path)
     try:
         with safe_open(path, "pt") as file:
             parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -46,8 +46,9 @@ class Storage(ABC):
         """Make the file, and the folders above it, or replace it at one stroke. Doing it again does no harm."""
 
     @abstractmethod
-    def local(self, name: str) -> Path:
-        """A file of this machine with the same content, to be mapped into memory. Raises FileNotFoundError."""
+    def local(self, name: str, anew: bool = False) -> Path:
+        """A file of this machine with the same content, to be mapped into memory. Raises FileNotFoundError.
+        anew: do not trust a copy that is there."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -96,7 +97,7 @@ class Folder(Storage):
         with replacing(self.path / name) as file:
             file.write(data)
 
-    def local(self, name: str) -> Path:
+    def local(self, name: str, anew: bool = False) -> Path:
         path = self.path / name
         path.stat()
         return path
