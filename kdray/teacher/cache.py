@@ -98,13 +98,18 @@ class Cache:
         self.storage.write(self._name(f"{output}/{name}"), data)
         return name
 
-    def fetch(self, output: str, shard: Shard) -> Path:
-        """Its file on this machine."""
-        return self.storage.local(self._name(f"{output}/{shard.name}"))
+    def fetch(self, output: str, shard: Shard, anew: bool = False) -> Path:
+        """Its file on this machine. anew: do not trust a copy of a remote one."""
+        return self.storage.local(self._name(f"{output}/{shard.name}"), anew)
 
     def open(self, output: str, shard: Shard, samples: int) -> Opened:
         """Raises MismatchError for a damaged one."""
-        return open_shard(shard, self.fetch(output, shard), samples, self.where)
+        try:
+            return open_shard(shard, self.fetch(output, shard), samples, self.where)
+        except MismatchError:
+            if self.storage.is_local:
+                raise
+        return open_shard(shard, self.fetch(output, shard, anew=True), samples, self.where)
 
     def check(self, output: str, shards: Iterable[Shard]) -> Iterable[tuple[Shard, MismatchError | None]]:
         """Each shard in turn, and what is wrong with it."""

@@ -80,8 +80,8 @@ def check(shard: Shard, content: BinaryIO, where: str, cache: str) -> None:
     found = hashlib.file_digest(content, lambda: hashlib.sha256(shard.head)).hexdigest()[:32]
     if found != shard.digest:
         raise MismatchError(
-            f"{where} is damaged: its name and {content.tell():,} bytes have the SHA-256 {found[:12]}…, those that were "
-            f"written had {shard.digest[:12]}…. `kdray cache verify {cache} --repair` removes what is damaged, and "
+            f"{where} is damaged: its name and {content.tell():,} bytes have the SHA-256 {found[:12]}…, those that "
+            f"were written had {shard.digest[:12]}…. `kdray cache verify {cache} --repair` removes what is damaged, and "
             "`kdray precompute` computes it again."
         )
 
