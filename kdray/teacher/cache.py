@@ -8,6 +8,7 @@ Nobody keeps a list of the shards: what is there is what their names say, so wri
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable
@@ -19,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..errors import MismatchError
+from ..errors import MismatchError, RunFailed
 from .identity import differences
 from .pictures import missing
 from .shard import Opened, Shard, check, digest_of_keys, open_shard, pack, parse
-from .storage import Storage
+from .storage import FULL, Storage
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -84,7 +85,7 @@ class Cache:
         if manifest is None:
             manifest = Manifest(identity, accuracy)
             value = {"format": FORMAT, **vars(manifest), "checksum": _checksum(manifest)}
-            self.storage.write(self._name(MANIFEST), (json.dumps(value, indent=2) + "\n").encode())
+            self._write(MANIFEST, (json.dumps(value, indent=2) + "\n").encode())
         return manifest
 
     # -- shards ------------------------------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ class Cache:
     def write(self, output: str, keys: np.ndarray, parts: dict[str, Tensor], samples: int) -> str:
         """Store the answers to `keys`, sorted. Returns the shard's name."""
         name, data = pack(keys, parts, samples)
-        self.storage.write(self._name(f"{output}/{name}"), data)
+        self._write(f"{output}/{name}", data)
         return name
 
     def fetch(self, output: str, shard: Shard, anew: bool = False) -> Path:
@@ -151,6 +152,17 @@ class Cache:
             return item
 
         return [lacks(item) for item in items]
+
+    def _write(self, name: str, data: bytes) -> None:
+        try:
+            self.storage.write(self._name(name), data)
+        except OSError as error:
+            if error.errno not in (*FULL, errno.EACCES, errno.EPERM):
+                raise
+            raise RunFailed(
+                f"{self.where} cannot be written: {error.strerror}. What is stored is whole; `kdray precompute`, or "
+                "`kdray resume` of a run that fills it, goes on when it can"
+            ) from error
 
     def _name(self, name: str) -> str:
         return f"{self.folder}/{name}" if self.folder else name
