@@ -9,7 +9,6 @@ import torch
 from kdray.data.source import Source
 from kdray.data.views import uniform
 from kdray.teacher.pictures import Pictures, describe, missing, unique
-
 from tests.teacher.cache_lab import make_pipeline
 
 GENERATOR = torch.Generator().manual_seed(0)
