@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from kdray.config.load import load_config
 from kdray.config.project import find_project
 from kdray.data.augment import Pipeline
 from kdray.data.build import pipeline as build_pipeline
+from kdray.engine.checkpoint import checkpoints
 from kdray.errors import KdrayError
+from kdray.launch.experiment import Experiment
 from kdray.launch.precompute import Precompute
 from kdray.registry import Registry
 from kdray.run.console import Console
@@ -38,6 +41,18 @@ class CacheLab(Lab):
             self.run(name, **changes)
         assert not (self.path / "runs" / name).exists()
         return str(caught.value)
+
+    def broken_off(self, run: RunFolder, step: int) -> RunFolder:
+        """A copy of a finished run as it was after its checkpoint of this step, gone on with to its end."""
+        copy = RunFolder(self.path / "runs" / f"{run.name}-{step}")
+        shutil.copytree(run.path, copy.path)
+        for path in checkpoints(copy.path / "checkpoints"):
+            if int(path.name.removeprefix("step-")) > step:
+                shutil.rmtree(path)
+        assert checkpoints(copy.path / "checkpoints")[-1].name == f"step-{step:09d}"
+        (copy.path / "student.safetensors").unlink()
+        copy.set_status("interrupted")
+        return Experiment(self.registry, find_project(self.path), Console(), "test").resume(copy)
 
     @property
     def cache(self) -> Cache:
