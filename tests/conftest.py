@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from kdray.run.console import Console
 from kdray.run.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
+KEY, SECRET = "AKIAKDRAY", "se/cret+of=ours"
+"""Credentials for the object store of the tests."""
 
 SMALL = {
     "name": "small",
@@ -78,3 +83,27 @@ def teacher_weights(tmp_path_factory) -> str:
     )
     assert run.summary["last"]["top1"] > 0.85
     return str(run.path / "student.safetensors")
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """A real server of S3's protocol on this machine, and credentials for it in the environment, also of what is
+    started after it."""
+    from moto.server import ThreadedMotoServer  # it imports much
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        yield ":".join(map(str, server.get_host_and_port()))
+    server.stop()
+
+
+def bucket_url(endpoint: str, tmp_path: Path) -> str:
+    """A bucket of the test's own, which is made at first use."""
+    name = f"b-{tmp_path.name}".replace("_", "-").lower()[:60].rstrip("-")
+    return f"s3://{name}/caches/one?scheme=http&endpoint_override={endpoint}&allow_bucket_creation=true"

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config.schema import DataConfig
 from ..config.sections import parse_options
 from ..errors import ConfigError, PluginError, blaming
-from .augment import Pipeline
+from .augment import MOST_VARIANTS, Pipeline
 from .mix import MIXES, Mix
 from .source import Source, spread
 from .views import stream
@@ -92,8 +92,8 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
         augment = MIXES[way](mix_options, augment, split, seed)
     if config.views == "all" and augment.variants is None:
         raise ConfigError(
-            f"data.views is all, and {'data.mix' if config.mix else 'data.augment'} makes too many pictures of a "
-            "sample to number them: give a number of views, or leave it out"
+            f"data.views: all pictures of a sample are asked for, and data.{'mix' if config.mix else 'augment'} makes "
+            f"too many to number them (most are {MOST_VARIANTS:,}). Take crop and flip, or give a number of views"
         )
     views = {}
     for name, view in config.extra_views.items():

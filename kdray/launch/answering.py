@@ -17,7 +17,7 @@ from ..engine.allocator import keep_freed_memory
 from ..engine.build import build
 from ..engine.context import Context
 from ..engine.evaluate import evaluate
-from ..errors import ConfigError, RunFailed
+from ..errors import ConfigError
 from ..registry import Registry
 from ..teacher.compute import BATCH, compute
 from ..teacher.plan import is_there
@@ -79,11 +79,5 @@ class Answerer:
             self.seen.add((name, kind))
         if is_there(store, keys):
             return False
-        try:
-            compute(keys, store, self.teachers[name], self.config.data.threads)
-        except OSError as error:
-            raise RunFailed(
-                f"{store.cache.where} cannot be written: {error.strerror or error}. What is stored is whole; `kdray "
-                "precompute` goes on when it can"
-            ) from error
+        compute(keys, store, self.teachers[name], self.config.data.threads)
         return True

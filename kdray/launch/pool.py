@@ -3,8 +3,6 @@ given to another."""
 
 from __future__ import annotations
 
-import random
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -59,10 +57,7 @@ class Pool:
         return done[0]
 
     def compute(self, tasks: Iterable[Task], on_done: Callable[[Task, bool], None]) -> None:
-        """All of them, in any order: two commands that fill one cache share its work the sooner."""
-        tasks = [("compute", *task) for task in tasks]
-        random.Random(time.time_ns()).shuffle(tasks)
-        self._work(tasks, lambda task, answer: on_done(task[1:], answer))
+        self._work([("compute", *task) for task in tasks], lambda task, answer: on_done(task[1:], answer))
 
     def _work(self, tasks: list[Task], on_done: Callable) -> None:
         """Raises a worker's own error, or RunFailed when more than `max_failures` were lost."""

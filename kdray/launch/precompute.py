@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import time
+import traceback
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +15,7 @@ from ..config.schema import Config
 from ..data.build import Data
 from ..engine.build import Parts, build
 from ..engine.phases import phases
-from ..errors import ConfigError, MismatchError
+from ..errors import ConfigError, KdrayError, MismatchError, RunFailed
 from ..run.console import duration
 from ..teacher.check import check_complete, differing_spots, refuse_unserved
 from ..teacher.live import LiveTeacher
@@ -23,6 +25,7 @@ from .answering import Answerer, Errand
 from .experiment import Experiment, device_here
 from .pool import Pool
 from .session import RaySession, share_out
+from .worker import tail
 
 
 @dataclass
@@ -189,7 +192,13 @@ class Precompute(Experiment):
         config = errand.config
         if config.scale.num_workers == 0:
             answerer = Answerer(errand, self.registry, device_here(config), data)
-            self._fill(works, lambda what, *given: getattr(answerer, what)(*given), _in_turn(answerer), 1)
+            try:
+                self._fill(works, lambda what, *given: getattr(answerer, what)(*given), _in_turn(answerer), 1)
+            except KdrayError:
+                raise
+            except Exception as error:
+                lines = tail("".join(traceback.format_exception(error)))
+                raise RunFailed(f"the work failed:\n{lines}") from error
             return
         cpus, use_gpu = share_out(config.scale, self.session.nodes())
         errand = Errand(
@@ -227,7 +236,10 @@ class Precompute(Experiment):
                         work.computed += len(task[2]) if was_new else 0
                         count(len(task[2]))
 
-                    compute([(name, work.kind, keys) for keys in work.plan.lacking if len(keys)], done)
+                    tasks = [(name, work.kind, keys) for keys in work.plan.lacking if len(keys)]
+                    # Two commands that fill one cache would do the same at the same time, were they of one order.
+                    random.Random(time.time_ns()).shuffle(tasks)
+                    compute(tasks, done)
                 work.seconds = time.monotonic() - began
 
 

@@ -3,7 +3,6 @@ written down."""
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import socket
@@ -14,6 +13,7 @@ from pathlib import Path
 from ..engine.train import Job
 from ..errors import ConfigError, KdrayError, MismatchError, PluginError, RunFailed
 from ..run.folder import read_json, write_json
+from ..teacher.storage import FULL
 
 # What a worker reports when another one is gone. It is not the cause, and the group may try again.
 PEER_LOST = re.compile(
@@ -88,7 +88,7 @@ def train_here(job: Job, registry, context, log) -> None:
 
 def disk_is_full(error: BaseException, folder: Path) -> RunFailed | None:
     """What to tell of an OSError that means that nothing can be written any more."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in FULL:
         return RunFailed(
             f"the run folder {folder} cannot be written any more: {error.strerror}. `kdray resume` goes on when it can"
         )

@@ -8,6 +8,7 @@ Nobody keeps a list of the shards: what is there is what their names say, so wri
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable
@@ -19,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..errors import MismatchError
+from ..errors import MismatchError, RunFailed
 from .identity import differences
 from .pictures import missing
 from .shard import Opened, Shard, check, digest_of_keys, open_shard, pack, parse
-from .storage import Storage
+from .storage import FULL, Storage
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -84,7 +85,7 @@ class Cache:
         if manifest is None:
             manifest = Manifest(identity, accuracy)
             value = {"format": FORMAT, **vars(manifest), "checksum": _checksum(manifest)}
-            self.storage.write(self._name(MANIFEST), (json.dumps(value, indent=2) + "\n").encode())
+            self._write(MANIFEST, (json.dumps(value, indent=2) + "\n").encode())
         return manifest
 
     # -- shards ------------------------------------------------------------------------------------------------------
@@ -95,16 +96,21 @@ class Cache:
     def write(self, output: str, keys: np.ndarray, parts: dict[str, Tensor], samples: int) -> str:
         """Store the answers to `keys`, sorted. Returns the shard's name."""
         name, data = pack(keys, parts, samples)
-        self.storage.write(self._name(f"{output}/{name}"), data)
+        self._write(f"{output}/{name}", data)
         return name
 
-    def fetch(self, output: str, shard: Shard) -> Path:
-        """Its file on this machine."""
-        return self.storage.local(self._name(f"{output}/{shard.name}"))
+    def fetch(self, output: str, shard: Shard, anew: bool = False) -> Path:
+        """Its file on this machine. anew: do not trust a copy of a remote one."""
+        return self.storage.local(self._name(f"{output}/{shard.name}"), anew)
 
     def open(self, output: str, shard: Shard, samples: int) -> Opened:
         """Raises MismatchError for a damaged one."""
-        return open_shard(shard, self.fetch(output, shard), samples)
+        try:
+            return open_shard(shard, self.fetch(output, shard), samples, self.where)
+        except MismatchError:
+            if self.storage.is_local:
+                raise
+        return open_shard(shard, self.fetch(output, shard, anew=True), samples, self.where)
 
     def check(self, output: str, shards: Iterable[Shard]) -> Iterable[tuple[Shard, MismatchError | None]]:
         """Each shard in turn, and what is wrong with it."""
@@ -114,7 +120,7 @@ class Cache:
             local = self.storage.is_local  # of a remote one the bytes there count, not those of its copy here
             try:
                 with open(self.fetch(output, shard), "rb") if local else BytesIO(self.storage.read(name)) as content:
-                    check(shard, content, f"{self.where}/{output}/{shard.name}")
+                    check(shard, content, f"{self.where}/{output}/{shard.name}", self.where)
             except MismatchError as error:
                 return shard, error
             return shard, None
@@ -146,6 +152,17 @@ class Cache:
             return item
 
         return [lacks(item) for item in items]
+
+    def _write(self, name: str, data: bytes) -> None:
+        try:
+            self.storage.write(self._name(name), data)
+        except OSError as error:
+            if error.errno not in (*FULL, errno.EACCES, errno.EPERM):
+                raise
+            raise RunFailed(
+                f"{self.where} cannot be written: {error.strerror}. What is stored is whole; `kdray precompute`, or "
+                "`kdray resume` of a run that fills it, goes on when it can"
+            ) from error
 
     def _name(self, name: str) -> str:
         return f"{self.folder}/{name}" if self.folder else name

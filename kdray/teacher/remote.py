@@ -99,14 +99,14 @@ class Remote(Storage):
                 self._fs.delete_file(part)
             raise
 
-    def local(self, name: str) -> Path:
+    def local(self, name: str, anew: bool = False) -> Path:
         if self._mirror is None:
             raise ValueError(f"{self.where} was opened without a mirror")
         copy = self._mirror / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(copy.with_name(f".lock-{copy.name}")):  # freed by the system when its holder dies
             info = self._info(name)
-            if not _is_copy(copy, info):
+            if anew or not _is_copy(copy, info):
                 with replacing(copy) as file:
                     for chunk in self._chunks(name):
                         file.write(chunk)

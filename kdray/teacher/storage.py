@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 import uuid
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from ..errors import ConfigError
 
 UNFINISHED = ".writing-"  # how the names of files begin that are still being written
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # nothing can be written any more
 
 
 class Storage(ABC):
@@ -44,8 +46,9 @@ class Storage(ABC):
         """Make the file, and the folders above it, or replace it at one stroke. Doing it again does no harm."""
 
     @abstractmethod
-    def local(self, name: str) -> Path:
-        """A file of this machine with the same content, to be mapped into memory. Raises FileNotFoundError."""
+    def local(self, name: str, anew: bool = False) -> Path:
+        """A file of this machine with the same content, to be mapped into memory. Raises FileNotFoundError.
+        anew: do not trust a copy that is there."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -94,7 +97,7 @@ class Folder(Storage):
         with replacing(self.path / name) as file:
             file.write(data)
 
-    def local(self, name: str) -> Path:
+    def local(self, name: str, anew: bool = False) -> Path:
         path = self.path / name
         path.stat()
         return path

@@ -75,8 +75,12 @@ class Teachers:
 
 
 def average(outputs: list[Outputs]) -> Outputs:
-    """The mean of the logits: the normalised geometric mean of the predictions, at every temperature."""
+    """The mean of the logits: the normalised geometric mean of the predictions, at every temperature.
+
+    Of the views that all of them have: a cache holds those alone that a loss reads of its teacher.
+    """
+    views = [name for name in outputs[0].views if all(name in o.views for o in outputs)]
     return Outputs(
         logits=torch.stack([o.logits for o in outputs]).mean(dim=0),
-        views={name: average([o.views[name] for o in outputs]) for name in outputs[0].views},
+        views={name: average([o.views[name] for o in outputs]) for name in views},
     )

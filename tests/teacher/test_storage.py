@@ -1,7 +1,6 @@
 """Files of a cache in a folder, and in a real server of S3's protocol on this machine."""
 
 import errno
-import logging
 import os
 import pickle
 import signal
@@ -17,36 +16,15 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from moto.s3.exceptions import S3ClientError
 from moto.s3.models import S3Backend
 from moto.s3.responses import S3Response
-from moto.server import ThreadedMotoServer
 
 from kdray.errors import ConfigError
 from kdray.teacher.storage import Folder, Storage, open_storage
+from tests.conftest import KEY, SECRET, bucket_url
 
-KEY, SECRET = "AKIAKDRAY", "se/cret+of=ours"
 BIG = 12 << 20  # more than one part of an upload, which has 10 MB
 
 
-@pytest.fixture(scope="module")
-def endpoint():
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield ":".join(map(str, server.get_host_and_port()))
-    server.stop()
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-
-
-def bucket_url(endpoint: str, tmp_path: Path) -> str:
-    """A bucket of the test's own, which is made at first use."""
-    name = f"b-{tmp_path.name}".replace("_", "-").lower()[:60].rstrip("-")
-    return f"s3://{name}/caches/one?scheme=http&endpoint_override={endpoint}&allow_bucket_creation=true"
+pytestmark = pytest.mark.usefixtures("endpoint")  # credentials for all
 
 
 @pytest.fixture
