@@ -57,10 +57,8 @@ def facts(cls, name: str) -> dict:
 def _configs(name: str) -> list[str]:
     """The files of a method: those of its name, then those whose names go on after it (crd_queue.yaml)."""
     folders = [Path("configs", folder) for folder in ("methods", "repdistiller", "")]
-    own = [folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").exists()]
-    return [
-        path.as_posix() for path in [*own, *(p for folder in folders for p in sorted(folder.glob(f"{name}_*.yaml")))]
-    ]
+    found = [p for form in (f"{name}.yaml", f"{name}_*.yaml") for folder in folders for p in sorted(folder.glob(form))]
+    return [path.as_posix() for path in found]
 
 
 def brief(row: dict) -> dict:
