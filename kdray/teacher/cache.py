@@ -9,6 +9,7 @@ Nobody keeps a list of the shards: what is there is what their names say, so wri
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -112,13 +113,16 @@ class Cache:
         return open_shard(shard, self.storage.local(self._name(f"{output}/{shard.name}")), samples, self.where)
 
     def check(self, output: str, shards: Iterable[Shard]) -> Iterable[tuple[Shard, MismatchError | None]]:
-        """Each shard in turn, and what is wrong with it."""
+        """Each shard in turn, and what is wrong with it where it is stored: copies of a store's files are not asked."""
 
         def checked(shard):
-            try:
-                check(shard, self.storage.local(self._name(f"{output}/{shard.name}")), self.where)
-            except MismatchError as error:
-                return shard, error
+            name = self._name(f"{output}/{shard.name}")
+            local = self.storage.is_local
+            with open(self.storage.local(name), "rb") if local else io.BytesIO(self.storage.read(name)) as file:
+                try:
+                    check(shard, file, f"{self.where}/{output}/{shard.name}", self.where)
+                except MismatchError as error:
+                    return shard, error
             return shard, None
 
         with ThreadPoolExecutor(THREADS) as pool:

@@ -11,6 +11,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -74,13 +75,12 @@ class Opened:
     """Of as many rows each, memory-mapped."""
 
 
-def check(shard: Shard, path: Path, cache: str) -> None:
-    """Raises MismatchError where the file is not what its name says. cache: where it is, for the message."""
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.sha256(shard.head)).hexdigest()[:32]
+def check(shard: Shard, file: BinaryIO, where: str, cache: str) -> None:
+    """Raises MismatchError where an open file is not what its name says. where, cache: for the message."""
+    found = hashlib.file_digest(file, lambda: hashlib.sha256(shard.head)).hexdigest()[:32]
     if found != shard.digest:
         raise MismatchError(
-            f"{path} is damaged: its name and {path.stat().st_size:,} bytes have the SHA-256 {found[:12]}…, those that "
+            f"{where} is damaged: its name and {file.seek(0, 2):,} bytes have the SHA-256 {found[:12]}…, those that "
             f"were written had {shard.digest[:12]}…. `kdray cache verify {cache} --repair` removes what is damaged, "
             "and `kdray precompute` computes it again."
         )
@@ -88,7 +88,8 @@ def check(shard: Shard, path: Path, cache: str) -> None:
 
 def open_shard(shard: Shard, path: Path, samples: int, cache: str) -> Opened:
     """Raises MismatchError where the file is not what its name says."""
-    check(shard, path, cache)
+    with open(path, "rb") as file:
+        check(shard, file, str(path), cache)
     try:
         with safe_open(path, "pt") as file:
             parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
