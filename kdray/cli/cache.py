@@ -105,8 +105,15 @@ def verify(
     storages = [] if config else [open_storage(path)]
     if config:
         registry = Registry.default()
-        given = [*(overrides or []), *([f"teacher.cache.path={json.dumps(path)}"] if path else [])]
+        given = overrides or []
         loaded = load_config(config, given, registry=registry).config
+        if path and loaded.teachers:
+            raise ConfigError(
+                f"{path}: of which of its teachers? Give --set teachers.NAME.cache.path=PATH in its place"
+            )
+        if path:
+            given = [*given, f"teacher.cache.path={json.dumps(path)}"]
+            loaded = load_config(config, given, registry=registry).config
         precompute = Precompute(registry, project, console, "kdray cache verify")
         parts = precompute.trained(loaded)
         storages = [open_storage(place.where, place.mirror) for place in precompute.places(loaded, parts).values()]

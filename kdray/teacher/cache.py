@@ -124,7 +124,7 @@ class Cache:
         return open_shard(shard, self.fetch(output, shard, anew=True), samples, self.where)
 
     def check(self, output: str, shards: Iterable[Shard]) -> Iterable[tuple[Shard, MismatchError | None]]:
-        """Each shard in turn, and what is wrong with it."""
+        """Each shard in turn, and what is wrong with it where it is stored: copies of a store's files are not asked."""
 
         def checked(shard):
             name = self._name(f"{output}/{shard.name}")
