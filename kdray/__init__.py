@@ -5,7 +5,7 @@ These are the names that a plugin may use. They are loaded at first use, so that
 
 from importlib import import_module
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOME = {
     "hooks": ["hookimpl"],

@@ -143,7 +143,8 @@ def kdray_augmentations() -> Iterable[AugmentationSpec]:
     Runs once in the driver and in every worker. Returns `AugmentationSpec(name, cls)` with a subclass of
     `kdray.Augmentation`. An augmentation must be a pure function of the pictures and of the `draws` uniform numbers
     that it is handed for each: that is what keeps a sample's picture the same at any number of workers. Raise `version`
-    when its result changes, so that teacher caches made with the old one are refused.
+    when its result changes, so that teacher caches made with the old one are refused. One that makes few pictures of a
+    sample may number them (`variants`, as here): a cache then stores each once, whatever the epochs that show it.
 
     ```python
     import torch
@@ -160,6 +161,13 @@ def kdray_augmentations() -> Iterable[AugmentationSpec]:
         Options = InvertOptions
         version = 1
         draws = 1
+        variants = 2
+
+        def variant(self, u):
+            return (u[:, 0] < self.options.p).long()
+
+        def numbers(self, variant):
+            return torch.where(variant == 1, 0.0, 1.0).double()[:, None]
 
         def __call__(self, images, u):
             return torch.where(u[:, 0, None, None, None] < self.options.p, 255 - images, images)

@@ -62,6 +62,9 @@ def train(
         typer.echo(json.dumps(found, indent=2) if as_json else describe(found))
         return
     experiment.refuse_taken(configs)  # all of them, before the first one trains
+    for each in configs[1:]:
+        if any(teacher.cache for teacher in each.all_teachers.values()):
+            experiment.caches_of(each, experiment.check(each).data)  # another seed shows other pictures
     report([experiment.start(each) for each in configs], as_json)
 
 

@@ -231,6 +231,7 @@ class Pipeline:
         return [self(picture[None], ids[i : i + 1], view)[0] for i, picture in enumerate(pictures)]
 
     def describe(self) -> list[tuple[str, int, dict]]:
-        """(name, version, options) of each step: what a cached teacher must have been given too."""
+        """(name, version, options) of each step: what a cached teacher must have been given too. As JSON knows it, in
+        which a cache remembers it."""
         before = self.after.describe() if self.after else []
-        return before + [(name, step.version, step.options.model_dump()) for name, step in self.steps]
+        return before + [(name, step.version, step.options.model_dump(mode="json")) for name, step in self.steps]

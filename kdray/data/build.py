@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config.schema import DataConfig
 from ..config.sections import parse_options
 from ..errors import ConfigError, PluginError
-from .augment import Pipeline
+from .augment import MOST_VARIANTS, Pipeline
 from .mix import MIXES, Mix
 from .source import Source, spread
 from .views import stream
@@ -89,6 +89,11 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
     if config.mix:
         way, mix_options = config.mix.way
         augment = MIXES[way](mix_options, augment, split, seed)
+    if config.views == "all" and augment.variants is None:
+        raise ConfigError(
+            f"data.views: all pictures of a sample are asked for, and data.{'mix' if config.mix else 'augment'} makes "
+            f"too many to number them (most are {MOST_VARIANTS:,}). Take crop and flip, or give a number of views"
+        )
     views = {}
     for name, view in config.extra_views.items():
         own = pipeline(view.augment, registry, stream(seed, "view", name))

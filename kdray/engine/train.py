@@ -230,7 +230,8 @@ class Training:
         pictures = self.feed.batches(mine[done_before:], view)
         extra = {name: feed.batches(mine[done_before:], view) for name, feed in self.view_feeds.items()}
         ids = [self.feed.split.ids[chosen] for chosen in mine[done_before:]]
-        stored = self.parts.teachers.stored(ids, view, self._heard(self._concerned()))
+        following = self._view(1) if counters.epoch + 1 < self._epochs() else None
+        stored = self.parts.teachers.stored(ids, view, self._heard(self._concerned()), following)
         for number in range(done_before, len(order)):
             views = {name: next(more) for name, more in extra.items()}
             terms = self._step(order[number], mine[number], next(pictures), views, next(stored), number, len(order))
@@ -316,9 +317,9 @@ class Training:
     def _concerned(self) -> list[str]:
         return [label for label, _ in self.objective.by_label() if self.phase.concerns(label)]
 
-    def _view(self) -> int:
-        """That of this epoch's pictures."""
-        return self.counters.epoch % self.config.views
+    def _view(self, later: int = 0) -> int:
+        """That of the pictures of this epoch, or of one that comes so many epochs later."""
+        return (self.counters.epoch + later) % self.config.views
 
     def _heard(self, concerned: list[str]) -> list[str]:
         """The losses that may need their teacher: not those that add nothing to the main loop."""

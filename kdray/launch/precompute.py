@@ -36,6 +36,8 @@ class Work:
     kind: str
     plan: Plan
     live: LiveTeacher
+    samples: int
+    views: int
     live_forwards: int
     """How often a run with the live teacher asks it."""
     threads: int
@@ -48,12 +50,12 @@ class Work:
         pictures, n = store.pictures, plan.needed
         there = f", {n - plan.missing:,} of them there already" if plan.missing < n else ""
         which = "all" if self.everything else "those that the epochs show"
-        of = f"{which} of the {pictures.variants} pictures of each" if pictures.variants else "a picture a view"
+        of = f", {which} of the {pictures.variants} pictures of each" if pictures.variants else ""
         top = f", the {store.codec.top_k} largest logits" if store.codec.top_k else ""
         size = plan.bytes_a_picture
         lines = [
             f"{self.teacher}{f', view {self.kind}' if self.kind else ''} -> {store.cache.where}",
-            f"  answers   {n:,}{there}: {of}",
+            f"  answers   {n:,}{there}: {self.samples:,} samples × {self.views} views{of}",
             f"  stored    {', '.join(store.outputs)} as {store.codec.dtype}{top}: {size} bytes each, "
             f"{size * n / 1e6:,.1f} MB",
             f"  forwards  {plan.missing:,} to compute; a run with the live teacher makes {self.live_forwards:,}: "
@@ -65,7 +67,9 @@ class Work:
         runs, missing = self.live_forwards, self.plan.missing
         if not missing:
             return "nothing to pay"
-        if missing <= runs:
+        if missing == runs:
+            return "the first run saves none of them, every further one all"
+        if missing < runs:
             return f"the first run saves {1 - missing / runs:.0%} of them, every further one all"
         return f"pays from run {missing // runs + 1} on"
 
@@ -168,8 +172,20 @@ class Precompute(Experiment):
                 store.cache.compare(store.identity)
                 store.cache.storage.sweep()
                 plan = Plan.make(store, data, views, everything)
-                forwards, live = len(data.train) * config.schedule.epochs, parts.teachers.by_name[name]
-                works.append(Work(name, kind, plan, live, forwards, config.data.threads, everything))
+                live = parts.teachers.by_name[name]
+                works.append(
+                    Work(
+                        name,
+                        kind,
+                        plan,
+                        live,
+                        len(data.train),
+                        len(views),
+                        len(data.train) * config.schedule.epochs,
+                        config.data.threads,
+                        everything,
+                    )
+                )
         return places, works
 
     def _compute(self, errand: Errand, works: list[Work], data: Data) -> None:

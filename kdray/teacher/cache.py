@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -98,29 +99,32 @@ class Cache:
         self._write(f"{output}/{name}", data)
         return name
 
+    def fetch(self, output: str, shard: Shard, anew: bool = False) -> Path:
+        """Its file on this machine. anew: do not trust a copy of a remote one."""
+        return self.storage.local(self._name(f"{output}/{shard.name}"), anew)
+
     def open(self, output: str, shard: Shard, samples: int) -> Opened:
         """Raises MismatchError for a damaged one."""
-        name = self._name(f"{output}/{shard.name}")
         try:
-            return open_shard(shard, self.storage.local(name), samples)
+            return open_shard(shard, self.fetch(output, shard), samples, self.where)
         except MismatchError:
             if self.storage.is_local:
                 raise
-        return open_shard(shard, self.storage.local(name, anew=True), samples)  # it may be the copy that is damaged
+        return open_shard(shard, self.fetch(output, shard, anew=True), samples, self.where)
 
     def check(self, output: str, shards: Iterable[Shard]) -> Iterable[tuple[Shard, MismatchError | None]]:
-        """Each shard in turn, and what is wrong with it: with what the store has, not with a copy of it."""
+        """Each shard in turn, and what is wrong with it."""
 
         def checked(shard):
             name = self._name(f"{output}/{shard.name}")
+            local = self.storage.is_local  # of a remote one the bytes there count, not those of its copy here
             try:
-                with open(self.storage.local(name), "rb") if local else BytesIO(self.storage.read(name)) as file:
-                    check(shard, file, f"{self.storage.where}/{name}")
+                with open(self.fetch(output, shard), "rb") if local else BytesIO(self.storage.read(name)) as content:
+                    check(shard, content, f"{self.where}/{output}/{shard.name}", self.where)
             except MismatchError as error:
                 return shard, error
             return shard, None
 
-        local = self.storage.is_local
         with ThreadPoolExecutor(THREADS) as pool:
             yield from pool.map(checked, shards)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -22,8 +23,7 @@ class Reader:
 
     def load(self, keys: np.ndarray) -> Rows:
         """What there is on the pages of `keys`. Shards of other pages are let go."""
-        pages = np.unique(keys // self.samples)
-        wanted = [shard for shard in self.cache.shards(self.output) if _touches(shard, pages)]
+        wanted = self._shards(keys)
         names = [shard.name for shard in wanted]
         if names == list(self.opened):
             return self.rows
@@ -33,6 +33,16 @@ class Reader:
         self.opened = {name: opened.get(name) or self.opened[name] for name in names}
         self.rows = Rows(list(self.opened.values()))
         return self.rows
+
+    def fetch(self, keys: np.ndarray) -> None:
+        """Have the shards with these keys on this machine."""
+        with suppress(Exception):  # of a thread that nobody listens to
+            for shard in self._shards(keys):
+                self.cache.fetch(self.output, shard)
+
+    def _shards(self, keys: np.ndarray) -> list[Shard]:
+        pages = np.unique(keys // self.samples)
+        return [shard for shard in self.cache.shards(self.output) if _touches(shard, pages)]
 
     def _open(self, shard: Shard) -> Opened:
         return self.cache.open(self.output, shard, self.samples)

@@ -1,14 +1,13 @@
 """A file of a cache: answers to some pictures, in the safetensors format, under a name that proves its content.
 
-`<first page>-<last page>.<rows>.<keys>.<bytes>.safetensors`: keys and bytes are the beginnings of SHA-256 digests of
-the keys it answers and of the whole file. So equal work has an equal name whoever did it, what is there is known from
-the names alone, and a file that was cut short or changed does not fit its name.
+`<first page>-<last page>.<rows>.<keys>.<all>.safetensors`: keys and all are the beginnings of SHA-256 digests of the
+keys it answers, and of the name up to there with the whole file. So equal work has an equal name whoever did it, what
+is there is known from the names alone, and a file that was cut short, changed or renamed does not fit its name.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,11 @@ class Shard:
     keys: str
     digest: str
 
+    @property
+    def head(self) -> bytes:
+        """The name without its digest, which is of this and of the file's bytes."""
+        return self.name.rsplit(".", 2)[0].encode()
+
     def has_page(self, page: int) -> bool:
         return self.first <= page <= self.last
 
@@ -58,8 +62,9 @@ def pack(keys: np.ndarray, parts: dict[str, Tensor], samples: int) -> tuple[str,
     if last > first:
         tensors["page"] = torch.from_numpy(page.astype(np.int32))
     data = save({name: x.detach().cpu().contiguous() for name, x in tensors.items()})
-    digest = hashlib.sha256(data).hexdigest()[:32]
-    return f"{first:04d}-{last:04d}.{len(keys)}.{digest_of_keys(keys)}.{digest}.safetensors", data
+    head = f"{first:04d}-{last:04d}.{len(keys)}.{digest_of_keys(keys)}"
+    digest = hashlib.sha256(head.encode() + data).hexdigest()[:32]
+    return f"{head}.{digest}.safetensors", data
 
 
 @dataclass(frozen=True)
@@ -70,21 +75,21 @@ class Opened:
     """Of as many rows each, memory-mapped."""
 
 
-def check(shard: Shard, file: BinaryIO, where: str | Path) -> None:
-    """Raises MismatchError where the file, which is at `where`, is not what its name says."""
-    found = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+def check(shard: Shard, content: BinaryIO, where: str, cache: str) -> None:
+    """Raises MismatchError where the content of the file `where` is not what its name says. cache: that it is in."""
+    found = hashlib.file_digest(content, lambda: hashlib.sha256(shard.head)).hexdigest()[:32]
     if found != shard.digest:
         raise MismatchError(
-            f"{where} is damaged: its {file.seek(0, os.SEEK_END):,} bytes have the SHA-256 {found[:12]}…, those that "
-            f"were written had {shard.digest[:12]}…. `kdray cache verify --repair` removes what is damaged, and `kdray "
-            "precompute` computes it again."
+            f"{where} is damaged: its name and {content.tell():,} bytes have the SHA-256 {found[:12]}…, those that "
+            f"were written had {shard.digest[:12]}…. `kdray cache verify {cache} --repair` removes such files, and "
+            "`kdray precompute` computes it again."
         )
 
 
-def open_shard(shard: Shard, path: Path, samples: int) -> Opened:
+def open_shard(shard: Shard, path: Path, samples: int, cache: str) -> Opened:
     """Raises MismatchError where the file is not what its name says."""
     with open(path, "rb") as file:
-        check(shard, file, path)
+        check(shard, file, str(path), cache)
     try:
         with safe_open(path, "pt") as file:
             parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Thread
 
 import numpy as np
 import torch
@@ -51,8 +52,9 @@ class Store:
         self.samples = len(self.pictures.source)
         self.readers = {output: Reader(self.cache, output, self.samples) for output in self.outputs}
 
-    def batches(self, ids: list[Tensor], view: int) -> Iterator[Found]:
-        """For samples `ids` (b,) a batch, as they look in `view`. A thread gathers some batches ahead."""
+    def batches(self, ids: list[Tensor], view: int, following: int | None) -> Iterator[Found]:
+        """For samples `ids` (b,) a batch, as they look in `view`. A thread gathers some batches ahead, another one
+        fetches what the view of the `following` epoch needs, where the cache is elsewhere."""
         if not ids:
             return
         every = self.pictures.keys(torch.cat(ids), view).numpy()
@@ -62,11 +64,19 @@ class Store:
         with ThreadPoolExecutor(1, thread_name_prefix="kdray-cache") as pool:
             rows = {output: reader.load(every) for output, reader in self.readers.items()}
             coming = pool.submit(self._gather, blocks[0], rows)
+            if following is not None:
+                self._fetch(self.pictures.keys(torch.cat(ids), following).numpy())
             for following in [*blocks[1:], None]:
                 found = coming.result()
                 if following is not None:
                     coming = pool.submit(self._gather, following, rows)
                 yield from found
+
+    def _fetch(self, keys: np.ndarray) -> None:
+        """Begin to bring the shards with these keys to this machine. What fails is told when they are read."""
+        if not self.cache.storage.is_local:
+            for reader in self.readers.values():
+                Thread(target=reader.fetch, args=(keys,), name="kdray-fetch", daemon=True).start()
 
     def _gather(self, batches: list[np.ndarray], rows: dict) -> list[Found]:
         keys = np.concatenate(batches)

@@ -29,10 +29,15 @@ class Teachers:
         names = {self.of_loss[label] for label in labels} - {None}
         return set(self.by_name) if AVERAGE in names else names
 
-    def stored(self, ids: list[Tensor], view: int, labels: Collection[str]) -> Iterator[Stored]:
-        """What caches hold for the losses `labels`, of the samples `ids` (b,) a batch, as they look in `view`."""
+    def stored(
+        self, ids: list[Tensor], view: int, labels: Collection[str], following: int | None = None
+    ) -> Iterator[Stored]:
+        """What caches hold for the losses `labels`, of the samples `ids` (b,) a batch, as they look in `view`.
+        following: the view of the next epoch, where there is one."""
         cached = {
-            n: t.batches(ids, view) for n in self.heard(labels) if isinstance(t := self.by_name[n], CachedTeacher)
+            name: teacher.batches(ids, view, following)
+            for name in self.heard(labels)
+            if isinstance(teacher := self.by_name[name], CachedTeacher)
         }
         for _ in ids:
             yield {name: next(batches) for name, batches in cached.items()}
@@ -70,8 +75,12 @@ class Teachers:
 
 
 def average(outputs: list[Outputs]) -> Outputs:
-    """The mean of the logits: the normalised geometric mean of the predictions, at every temperature."""
+    """The mean of the logits: the normalised geometric mean of the predictions, at every temperature.
+
+    Of the views that all of them have: a cache holds those alone that a loss reads of its teacher.
+    """
+    views = [name for name in outputs[0].views if all(name in o.views for o in outputs)]
     return Outputs(
         logits=torch.stack([o.logits for o in outputs]).mean(dim=0),
-        views={name: average([o.views[name] for o in outputs]) for name in outputs[0].views},
+        views={name: average([o.views[name] for o in outputs]) for name in views},
     )

@@ -187,6 +187,14 @@ def test_describe_tells_everything_that_changes_pictures(load, parquet):
     assert all(described(**other)[-1] != (name, version, options) for other in others)
 
 
+def test_mixed_pictures_are_not_numbered(load, parquet):
+    """Or a cache would take the crop and the mirror image for all that there is to tell of one."""
+    turned = {"turned": {"of": "base", "augment": []}}
+    assert load(name="parquet", augment=AUGMENT).augment.variants == 162
+    data = load(name="parquet", augment=AUGMENT, mix="mixup", extra_views=turned)
+    assert data.augment.variants is None and data.views["turned"].variants is None
+
+
 def test_pictures_of_several_sizes_need_one_before_they_are_mixed(load, tmp_path):
     for split in ("train", "test"):
         write_folder(tmp_path / "folder" / split, 6, size=lambda i: (8 + i, 14 - i))

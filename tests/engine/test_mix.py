@@ -17,11 +17,13 @@ from kdray.distiller import Batch, Setup, Shapes
 from kdray.engine.build import build
 from kdray.engine.checkpoint import checkpoints
 from kdray.engine.labels import batch_for, setup_for
-from kdray.errors import ConfigError
+from kdray.errors import ConfigError, MismatchError
 from kdray.launch.experiment import Experiment
+from kdray.launch.precompute import Precompute
 from kdray.registry import Registry
 from kdray.run.console import Console
 from kdray.run.folder import RunFolder
+from kdray.teacher.inspect import unreferenced
 
 PLUGIN = Path(__file__).parent / "plugin_with_stages.py"
 MIXED = {"data": {"samples": 96, "mix": {"mixup": {"alpha": 0.4}}}, "engine": {"log_every": 1}}
@@ -113,6 +115,28 @@ def test_after_backward_is_guarded_too(lab, teacher, monkeypatch):
     monkeypatch.setattr(cls, "after_backward", lambda self, batch, step: batch.target.sum(), raising=False)
     with pytest.raises(ConfigError, match=r"losses\.kd reads the class of a picture"):
         lab.run("after", **MIXED, teacher=teacher, losses={"ce": {}, "kd": {}})
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_a_cache_holds_the_answers_to_mixed_pictures(lab, teacher, mix):
+    """A run from it ends where one with the live teacher does; other mixing is other pictures."""
+    teacher = {**teacher, "cache": {"dtype": "fp32"}}
+    base = {"data": {"samples": 96, "mix": mix}, "losses": {"ce": {}, "kd": {}}}
+    live = lab.run("live", "teacher.cache=null", teacher=teacher, **base)
+    config = load_config(lab.config("cached", teacher=teacher, **base), registry=lab.registry).config
+    project = find_project(lab.path)
+    (made,) = Precompute(lab.registry, project, Console(), "").run(config)
+    assert made["needed"] == made["computed"] == 2 * 96  # kept by view, though crops are few
+    cached = lab.run("cached", teacher=teacher, **base)
+    ours, theirs = (load_file(run.path / "student.safetensors") for run in (live, cached))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    here = {"cache": {"dtype": "fp32", "path": made["path"]}}
+    for other in ({"mix": {mix: {"alpha": 0.5}}}, {"mix": None}, {"samples": 80}):
+        with pytest.raises(MismatchError, match=r"augmentation: the cache has.*(mixup|cutmix) \{alpha: 1.0"):
+            lab.run("other", teacher={**teacher, **here}, losses=base["losses"], data={**base["data"], **other})
+    assert not list(unreferenced(project.cache, [config], lab.registry))
+    unmixed = load_config(lab.path / "cached.yaml", ["data.mix=null"], registry=lab.registry).config
+    assert len(list(unreferenced(project.cache, [unmixed], lab.registry))) == 1
 
 
 class Says:
