@@ -120,9 +120,8 @@ def kdray_datasets() -> Iterable[DatasetSpec]:
     class Noise(Source):
         def __init__(self, count, split):
             generator = torch.Generator().manual_seed(0 if split == "train" else 1)
-            self.images = torch.randint(256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
-            self.labels = torch.arange(count) % 2
-            self.num_classes, self.class_names, self.channels = 2, ["even", "odd"], 1
+            images = torch.randint(256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+            super().__init__(torch.arange(count) % 2, ["even", "odd"], channels=1, images=images)
 
 
     def load(options, path, split):

@@ -9,7 +9,6 @@ import copy
 import hashlib
 import importlib
 import os
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from . import __version__, hooks, plugin_sources
-from .errors import KdrayError, PluginError
+from . import __version__, hooks
+from .errors import KdrayError, PluginError, cause
 from .hook_checks import implementations
 from .plugin_sources import canonical, distributions, import_text, local_files, locate
 from .spec_checks import KINDS, collect
@@ -57,6 +56,11 @@ class PluginInfo:
         """`distribution:name`, unique among plugins; `local:name` for a local file."""
         return f"{self.dist or 'local'}:{self.name}"
 
+    @property
+    def failure(self) -> str:
+        """That it failed, and why."""
+        return f"plugin {self} failed to load: {self.error}"
+
     def __str__(self):
         origin = f"{self.dist} {self.version}" if self.dist else self.source_path or "local file"
         return f"{self.id} ({origin})"
@@ -75,6 +79,10 @@ class Host:
     def failed(self) -> list[PluginInfo]:
         return [info for info in self.plugins if info.status == "failed"]
 
+    def what_failed(self) -> str:
+        """To go on with where a name is not known: the plugins that may have it, and why they failed."""
+        return "".join(f"\nIt may belong to a plugin that is broken: {info.failure}" for info in self.failed)
+
     @property
     def idle_blocks(self) -> list[str]:
         """Entries of `blocked` that name no plugin: most likely a slip of the pen."""
@@ -90,7 +98,7 @@ class Host:
             try:
                 implementation.function(*(arguments[name] for name in implementation.argnames))
             except Exception as error:
-                problems.append(f"plugin {implementation.plugin_name} failed in {hook}: {_describe(error)}")
+                problems.append(f"plugin {implementation.plugin_name} failed in {hook}: {cause(error)}")
         return problems
 
     def ask(self, hook: str, **arguments) -> None:
@@ -105,7 +113,7 @@ class Host:
             except KdrayError as error:
                 raise type(error)(f"plugin {name} refuses: {error}") from None
             except Exception as error:
-                raise PluginError(f"plugin {name} failed in {hook}: {_describe(error)}") from error
+                raise PluginError(f"plugin {name} failed in {hook}: {cause(error)}") from error
 
     def add(self, info: PluginInfo, load: Callable[[PluginInfo], object]) -> None:
         """Import by `load(info)`, check and register one plugin, or record why not."""
@@ -128,7 +136,7 @@ class Host:
         except (Exception, SystemExit) as error:  # a module that calls exit() must not end kdray
             if not taken and self.manager.has_plugin(info.id):  # a failed register() may leave some of the hooks behind
                 self.manager.unregister(name=info.id)
-            info.status, info.error = "failed", _describe(error)
+            info.status, info.error = "failed", cause(error)
             return
         info.phase, info.hooks, info.specs = "", sorted(found), specs
 
@@ -171,7 +179,7 @@ def _add_entry_points(host):
             points = sorted(dist.entry_points.select(group=hooks.PROJECT))
         except Exception as error:
             info = PluginInfo(name, name, version, str(dist.locate_file("")), status="failed", phase="find")
-            info.error = f"entry_points.txt: {_describe(error)}"
+            info.error = f"entry_points.txt: {cause(error)}"
             host.plugins.append(info)
             continue
         for point in points:
@@ -202,16 +210,3 @@ def _import_local(host: Host, info: PluginInfo, text: str | None = None) -> Modu
 
 def _blocks(block: str, info: PluginInfo) -> bool:
     return canonical(block) in {canonical(name) for name in (info.dist, info.name, info.id) if name}
-
-
-def _describe(error: BaseException) -> str:
-    """The exception and the last line of the plugin that it passed through."""
-    text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
-    if (
-        isinstance(error, PluginError)
-        or not frames
-        or frames[-1].filename in (plugin_sources.__file__, importlib.__file__)
-    ):
-        return text
-    return f"{text} ({frames[-1].filename}:{frames[-1].lineno})"

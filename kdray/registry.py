@@ -74,21 +74,20 @@ class Registry:
     def get(self, kind: str, name: str, known: Iterable[str] = ()) -> Any:
         """The spec of that name. `kind` is one of `KINDS`; `known` are further names that a slip may have meant.
 
-        Raises ConfigError for an unknown name, PluginError where two plugins claim it or the plugin so named is broken.
+        Raises PluginError where two plugins claim it or a plugin that may have it is broken, ConfigError for another
+        unknown name.
         """
         specs = getattr(self, kind)
         if name in specs:
             return specs[name]
         if (kind, name) in self.owners:
             raise PluginError(self.conflict(kind, name))
-        failed = self.host.failed
-        for info in failed:
+        for info in self.host.failed:
             if info.name == name:
-                raise PluginError(f"{_SINGULAR[kind]} '{name}': plugin {info} failed to load: {info.error}")
+                raise PluginError(f"{_SINGULAR[kind]} '{name}': {info.failure}")
         message = f"unknown {_SINGULAR[kind]} '{name}'.{did_you_mean(name, {*specs, *known})}"
-        if failed:
-            broken = ", ".join(info.id for info in failed)
-            message += f"\nIt may belong to a plugin that failed to load ({broken}): see `kdray plugins`."
+        if self.host.failed:
+            raise PluginError(f"{message}{self.host.what_failed()}")
         blocked = [info.id for info in self.host.plugins if info.status == "blocked"]
         if blocked:
             message += f"\nIt may belong to a plugin that is blocked: {', '.join(blocked)}."

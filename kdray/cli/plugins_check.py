@@ -74,7 +74,7 @@ def _distillers(name: str, registry) -> list[str]:
     infos = [info for info in registry.host.plugins if name in (info.dist, info.name, info.id)]
     for info in infos:
         if info.status == "failed":
-            raise PluginError(f"plugin {info} failed to load: {info.error}")
+            raise PluginError(info.failure)
         if info.status == "blocked":
             raise ConfigError(f"plugin {info} is blocked, by kdray.toml or KDRAY_BLOCK")
     found = sorted(distiller for info in infos for distiller in info.specs.get("distillers", ()))
@@ -82,7 +82,8 @@ def _distillers(name: str, registry) -> list[str]:
         raise ConfigError(f"plugin {infos[0]} has no distillers, and only those can be checked")
     if not found:
         known = {*registry.distillers, *(each for info in registry.host.plugins for each in (info.dist, info.name))}
-        raise ConfigError(f"there is no distiller and no plugin '{name}'.{did_you_mean(name, known - {''})}")
+        message = f"there is no distiller and no plugin '{name}'.{did_you_mean(name, known - {''})}"
+        raise PluginError(f"{message}{registry.host.what_failed()}") if registry.host.failed else ConfigError(message)
     return found
 
 

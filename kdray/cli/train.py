@@ -41,7 +41,7 @@ def train(
     from ..launch.experiment import Experiment
     from ..registry import Registry
     from ..run.console import Console
-    from ..run.plan import describe, plan
+    from ..run.plan import describe
 
     registry, project = Registry.default(), find_project()
     changes = with_flags(overrides, num_workers=num_workers, cpus_per_worker=cpus_per_worker, name=name)
@@ -57,8 +57,7 @@ def train(
         configs.append(loaded.config if seed is None else _named(loaded.config, seed))
     experiment = Experiment(registry, project, Console(), command_line(), address)
     if dry_run:
-        parts = experiment.check(configs[0])
-        found = plan(configs[0], parts, experiment.caches_of(configs[0], parts.data) or {})
+        found = experiment.plan(configs[0])
         typer.echo(json.dumps(found, indent=2) if as_json else describe(found))
         return
     experiment.refuse_taken(configs)  # all of them, before the first one trains

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from ..errors import PluginError
+from ..errors import PluginError, blaming
 from ..options import Options
 from .source import Source
 from .views import uniform
@@ -210,7 +210,8 @@ class Pipeline:
 
     def _apply(self, images: Tensor, numbers: Iterable[Tensor]) -> Tensor:
         for (name, step), u in zip(self.steps, numbers):
-            made = step(images, u.to(images.device, non_blocking=True))
+            with blaming(f"data: the augmentation {name} failed on {tuple(images.shape)}"):
+                made = step(images, u.to(images.device, non_blocking=True))
             if made.dtype != torch.uint8 or made.dim() != 4 or made.shape[:2] != images.shape[:2]:
                 raise PluginError(
                     f"augmentation '{name}' made {made.dtype} {tuple(made.shape)} of {tuple(images.shape)}; "

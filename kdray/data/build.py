@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config.schema import DataConfig
 from ..config.sections import parse_options
-from ..errors import ConfigError, PluginError
+from ..errors import ConfigError, PluginError, blaming
 from .augment import MOST_VARIANTS, Pipeline
 from .mix import MIXES, Mix
 from .source import Source, spread
@@ -79,10 +79,11 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
                 f"data.evaluate: {name} is random, and pictures are evaluated as they are. It belongs in data.augment"
             )
     path = Path(config.path) if config.path else data_root / config.name
-    train, test = (spec.load(options, path, split) for split in ("train", "test"))
     where = f"{config.name} at {path}"
-    for source, split in ((train, "training"), (test, "test")):
-        _check(source, f"{where}, {split} set")
+    with blaming(f"data: the data set {config.name} could not be loaded"):
+        train, test = (spec.load(options, path, split) for split in ("train", "test"))
+        for source, split in ((train, "training"), (test, "test")):
+            _check(source, f"{where}, {split} set")
     _check_same_classes(train, test, where)
     chosen, held_out = _divide(train, config, seed)
     split = Split(train, chosen)
@@ -127,7 +128,8 @@ def pipeline(entries: list, registry, seed: int) -> Pipeline:
     for entry in entries:
         name, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
         cls = registry.get("augmentations", name).cls
-        steps.append((name, cls(parse_options(cls.Options, options))))
+        with blaming(f"data: the augmentation {name} could not be built"):
+            steps.append((name, cls(parse_options(cls.Options, options))))
     return Pipeline(steps, seed)
 
 

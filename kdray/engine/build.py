@@ -3,7 +3,6 @@ before the first step."""
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from ..data.feed import Feed
 from ..data.normalize import Normalize
 from ..data.views import stream
 from ..distiller import Distiller, Setup, Shapes
-from ..errors import ConfigError, KdrayError, PluginError
+from ..errors import ConfigError, blaming
 from ..models.build import Built, build_model
 from ..models.checkpoint import load_weights
 from ..models.taps import Tapped, probe
@@ -197,16 +196,15 @@ def _views(config: Config, classes: dict[str, type[Distiller]], data: Data) -> d
 
 
 def _distiller(label: str, cls: type[Distiller], options: dict, setup: Setup) -> Distiller:
-    try:
+    with blaming(f"losses.{label}: {cls.__name__} could not be built"):
         return cls(parse_options(cls.Options, options), setup)
-    except KdrayError:
-        raise
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise PluginError(
-            f"losses.{label}: {cls.__name__} could not be built: {type(error).__name__}: {error} "
-            f"({place.filename}:{place.lineno})"
-        ) from error
+
+
+def new_optimizer(config: Config, registry: Registry, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    spec = registry.get("optimizers", config.optimizer.name)
+    options = parse_options(spec.Options, {"lr": config.optimizer.lr, **config.optimizer.options})
+    with blaming(f"optimizer {spec.name} could not be built"):
+        return spec.build(parameters, options=options)
 
 
 def _fill(model, checkpoint: str, side: str, name: str, data: Data) -> None:

@@ -27,7 +27,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config.load import digest
 from ..config.schema import Config
-from ..config.sections import parse_options
 from ..data.feed import Feed
 from ..data.views import batches, share, stream
 from ..distiller import Batch, Step
@@ -40,7 +39,7 @@ from ..teacher.teachers import AVERAGE, Stored
 from . import checkpoint
 from .allocator import keep_freed_memory
 from .batchnorm import synchronise
-from .build import Parts, build
+from .build import Parts, build, new_optimizer
 from .checkpoint import Counters
 from .checks import check_finite, check_last_batch, check_replicas, check_same_data
 from .context import Context, reseed
@@ -104,10 +103,7 @@ class Training:
         self.phases = phases(objective.by_label())
         self.options = {label: distiller.options for label, distiller in objective.by_label()}
         self.trainable = Trainable(objective, self.phases)
-        spec = registry.get("optimizers", config.optimizer.name)
-        self.build_optimizer = partial(
-            spec.build, options=parse_options(spec.Options, {"lr": config.optimizer.lr, **config.optimizer.options})
-        )
+        self.build_optimizer = partial(new_optimizer, config, registry)
         self.labels = parts.data.train.labels.to(device)
         self.feed = Feed(parts.data.train, parts.data.augment, config.data.threads, device)
         self.view_feeds = {

@@ -20,14 +20,15 @@ from ..config.project import Project
 from ..config.schema import Config, LossConfig
 from ..data.build import Data, load_data
 from ..distiller import Distiller
-from ..engine.build import Parts, build
+from ..engine.build import Parts, build, new_optimizer
 from ..engine.context import Context
 from ..engine.train import Job, check_last_batch, check_same_data
 from ..errors import ConfigError, MismatchError
 from ..registry import Registry
 from ..run.console import Console
-from ..run.folder import RunFolder, read_json, refuse_taken, write_json
+from ..run.folder import RunFolder, finished_run, read_json, refuse_taken, write_json
 from ..run.metrics import FileLog
+from ..run.plan import plan
 from ..run.summary import summarise
 from ..run.tracking import Tracking, check_trackers
 from ..run.watch import Watch
@@ -91,9 +92,18 @@ class Experiment:
         given = {name: t.checkpoint for name, t in config.all_teachers.items() if t.checkpoint}
         parts = build(config, self.registry, self.project.data, given, torch.device("cpu"))
         check_last_batch(config, len(parts.data.train), config.scale.num_workers)
+        if trained := [p for p in parts.objective.parameters() if p.requires_grad]:
+            new_optimizer(config, self.registry, trained)
         for label, loss in config.losses.items() if config.data.mix else ():
             check_mixed(label, self.registry.get("distillers", loss.use or label).cls, loss.options)
         return parts
+
+    def plan(self, config: Config) -> dict:
+        """What `start` would do, of which nothing is done: see `kdray.run.plan`."""
+        parts = self.check(config)
+        caches = self.caches_of(config, parts.data)
+        weights, _ = self._weights(config, parts.data.fingerprint())
+        return plan(config, parts, weights, caches or {})
 
     # -- one run -----------------------------------------------------------------------------------------------------
 
@@ -110,6 +120,7 @@ class Experiment:
             command=self.command,
             plugins=self.registry.fingerprint(),
             data=data.fingerprint(),
+            recipe=digest(config),
             needed_bytes=needed,
         )
         return self._advance(run, config, data, caches)
@@ -248,8 +259,9 @@ class Experiment:
         return self._advance(run, recipe) if run.path.exists() else self._start(recipe, run.name)
 
     def _planned(self, recipe: Config, pictures: str, asked_by: Config) -> tuple[Config, RunFolder]:
-        """`recipe` with the workers, folders and trackers of the config that asks for it, and its run, there or not:
-        the name says by which recipe on which pictures. pictures: fingerprint of the data of that config."""
+        """`recipe` with the workers, folders and trackers of the config that asks for it, and its run, there or not: a
+        finished one of any name, else one whose name says by which recipe on which pictures. pictures: fingerprint of
+        the data of that config."""
         data = recipe.data
         if data.path is None and asked_by.data.name == data.name:
             data = data.model_copy(update={"path": asked_by.data.path})
@@ -260,7 +272,9 @@ class Experiment:
         if not same:
             pictures = load_data(data, recipe.seed, self.registry, self.project.data).fingerprint()
         name = f"{recipe.name}-{hashlib.sha256((digest(recipe) + pictures).encode()).hexdigest()[:8]}"
-        return recipe, RunFolder(self._path(recipe, name))
+        run = RunFolder(self._path(recipe, name))
+        done = None if run.finished else finished_run(run.path.parent, digest(recipe), pictures)
+        return recipe, done or run
 
     def _train(self, run: RunFolder, config: Config, teachers: dict[str, str], caches: dict[str, Place]) -> None:
         shutil.rmtree(run.path / "failures", ignore_errors=True)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from ..config.schema import LayersConfig, ModelConfig
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, PluginError, blaming, did_you_mean
 from ..specs import Layers, ModelSpec
 from .factory import call_factory
 
@@ -50,8 +50,12 @@ def _from_spec(spec: ModelSpec, config: ModelConfig, num_classes: int, in_channe
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"model {spec.name}: {problems}") from error
-    model = spec.build(num_classes=num_classes, in_channels=in_channels, weights=config.weights, options=options)
-    return Built(model, spec.layers, spec.normalize(config.weights) if config.weights and spec.normalize else None)
+    with blaming(f"model {spec.name} could not be built"):
+        model = spec.build(num_classes=num_classes, in_channels=in_channels, weights=config.weights, options=options)
+        normalize = spec.normalize(config.weights) if config.weights and spec.normalize else None
+    if not isinstance(model, nn.Module):
+        raise PluginError(f"model {spec.name}: build() returned a {type(model).__name__}, not an nn.Module")
+    return Built(model, spec.layers, normalize)
 
 
 def _override(layers: Layers, config: LayersConfig) -> Layers:

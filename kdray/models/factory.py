@@ -6,12 +6,11 @@ import importlib
 import inspect
 import os
 import sys
-import traceback
 from typing import Any
 
 from torch import nn
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, cause, did_you_mean
 
 
 def call_factory(path: str, options: dict[str, Any], num_classes: int, in_channels: int) -> nn.Module:
@@ -39,7 +38,7 @@ def call_factory(path: str, options: dict[str, Any], num_classes: int, in_channe
     try:
         model = factory(**arguments)
     except Exception as error:
-        raise ConfigError(f"model {path} could not be built: {_cause(error)}") from error
+        raise ConfigError(f"model {path} could not be built: {cause(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model {path} returned a {type(model).__name__}, not an nn.Module.")
     return model
@@ -58,19 +57,12 @@ def _import(path: str):
             raise ConfigError(
                 f"model {path}: there is no module '{error.name}' in {here} or among the packages."
             ) from error
-        raise ConfigError(f"model {path}: importing '{name}' failed: {_cause(error)}") from error
+        raise ConfigError(f"model {path}: importing '{name}' failed: {cause(error)}") from error
     except Exception as error:
-        raise ConfigError(f"model {path}: importing '{name}' failed: {_cause(error)}") from error
+        raise ConfigError(f"model {path}: importing '{name}' failed: {cause(error)}") from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         problem = "is not callable" if hasattr(module, attribute) else f"is not in module '{name}'"
         raise ConfigError(f"model {path}: '{attribute}' {problem}.{did_you_mean(attribute, known)}")
     return factory
-
-
-def _cause(error: Exception) -> str:
-    """The user's exception with the line of their code that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"

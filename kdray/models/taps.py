@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distiller import OUTPUTS, Outputs, Shapes
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, KdrayError, cause, did_you_mean
 from ..specs import Layers
 
 
@@ -183,11 +183,12 @@ def probe(tapped: Tapped, example: Tensor) -> Shapes:
     try:
         with torch.no_grad():
             out = tapped(example)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, KdrayError):
         raise
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+    except Exception as error:
         size = "×".join(str(n) for n in example.shape[1:])
-        raise ConfigError(f"{tapped.name} cannot take pictures of {size} (channels×height×width): {error}") from error
+        message = f"{tapped.name} cannot take pictures of {size} (channels×height×width): {cause(error)}"
+        raise ConfigError(message) from error
     finally:
         tapped._log.versions = None
         for module, training in modes:

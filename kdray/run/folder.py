@@ -3,7 +3,7 @@
 config.yaml        the resolved config, valid as input         metrics.jsonl    what happened, a JSON object a line
 command.txt        the command that started it                 tensorboard/     the same as curves
 environment.json   versions, plugins, hardware                 checkpoints/     for resuming
-data.json          fingerprint of the data
+data.json          fingerprint of the data, digest of the recipe
 status.json        running, finished or failed                 student.safetensors, best.safetensors
 summary.json       the results                                 MODEL_CARD.md
 """
@@ -33,9 +33,19 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: Path, *, config_text: str, command: str, plugins: list[dict], data: str, needed_bytes: int = 0
+        cls,
+        path: Path,
+        *,
+        config_text: str,
+        command: str,
+        plugins: list[dict],
+        data: str,
+        recipe: str,
+        needed_bytes: int = 0,
     ) -> RunFolder:
-        """Raises ConfigError, and leaves nothing behind, when the name is taken or the folder cannot hold the run."""
+        """data: their fingerprint. recipe: the config's digest.
+
+        Raises ConfigError, and leaves nothing behind, when the name is taken or the folder cannot hold the run."""
         refuse_taken(path)
         missing = [p for p in (path, *path.parents) if not p.exists()]
         try:
@@ -47,7 +57,7 @@ class RunFolder:
             (path / "config.yaml").write_text(config_text)
             (path / "command.txt").write_text(command + "\n")
             (path / "environment.json").write_text(json.dumps(environment(plugins), indent=2) + "\n")
-            write_json(path / "data.json", {"fingerprint": data})
+            write_json(path / "data.json", {"fingerprint": data, "recipe": recipe})
             run.set_status("created")
         except OSError as error:
             for folder in missing:  # the innermost first
@@ -131,6 +141,17 @@ def refuse_taken(path: Path) -> None:
         raise ConfigError(
             f"a run named '{path.name}' exists already at {path}: {resume}choose another name with --name"
         )
+
+
+def finished_run(folder: Path, recipe: str, data: str) -> RunFolder | None:
+    """A finished run in `folder` of this recipe (the digest of a config) on these data (their fingerprint), whatever
+    its name."""
+    for file in sorted(folder.glob("*/data.json")):
+        run = RunFolder(file.parent)
+        same = read_json(file) == {"fingerprint": data, "recipe": recipe}
+        if same and run.finished and (run.path / "student.safetensors").exists():
+            return run
+    return None
 
 
 def list_runs(folder: Path) -> list[dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
+from pathlib import Path
 
 from ..config.schema import Config
 from ..engine.build import Parts
@@ -10,9 +11,9 @@ from ..engine.phases import phases
 from ..teacher.setup import Place
 
 
-def plan(config: Config, parts: Parts, caches: dict[str, Place]) -> dict:
-    """In numbers, of the whole run; `bytes` of a loss are its banks and constants on each worker. caches: by teacher,
-    where its answers are stored."""
+def plan(config: Config, parts: Parts, weights: dict[str, str], caches: dict[str, Place]) -> dict:
+    """In numbers, of the whole run; `bytes` of a loss are its banks and constants on each worker. weights: by teacher,
+    their file where there is one already; caches: where its answers are stored."""
     data, size = parts.data, config.data.batch_size
     found = {
         "name": config.run.name or config.name,
@@ -40,6 +41,7 @@ def plan(config: Config, parts: Parts, caches: dict[str, Place]) -> dict:
             "model": teacher.model,
             "parameters": parts.teachers.by_name[name].count,
             "train": teacher.train,
+            "trained": str(Path(weights[name]).parent) if teacher.train and name in weights else None,
             "cache": caches[name].where if name in caches else None,
             "fills_cache": name in caches and caches[name].fill,
         }
@@ -65,6 +67,8 @@ def describe(plan: dict) -> str:
     ]
     for name, teacher in plan["teachers"].items():
         how = f"trained first by {teacher['train']}" if teacher["train"] else "measured before the first step"
+        if teacher["trained"]:
+            how = f"trained already: {teacher['trained']}"
         if teacher["cache"]:
             how = f"answers {'are added to' if teacher['fills_cache'] else 'come from'} {teacher['cache']}"
         which = "" if name == "teacher" else f"{name}, "

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 import random
-import traceback
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy
 import torch
 
 from ..distiller import Distiller
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, cause, did_you_mean
 from ..registry import Registry
 from .checks import CHECKS
 from .rehearsal import Failed
@@ -107,11 +106,4 @@ def _judge(name: str, subject: Subject) -> Verdict:
     except Failed as error:
         return Verdict(name, question, False, str(error))
     except Exception as error:
-        return Verdict(name, question, False, _told(error))
-
-
-def _told(error: Exception) -> str:
-    """An exception of the distiller's own, with its place in the author's file."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
-    mine = [f for f in frames if f.filename != __file__] or frames
-    return f"{type(error).__name__}: {error} ({mine[-1].filename}:{mine[-1].lineno})"
+        return Verdict(name, question, False, cause(error))

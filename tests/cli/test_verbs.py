@@ -80,6 +80,19 @@ def test_a_teacher_is_trained_once(desk):
     assert "training the teacher: done already" in second.err and "alone: done already" in second.err
 
 
+def test_a_teacher_trained_by_hand_is_the_teacher(desk):
+    """By its recipe and its data, whatever its name; a run of another recipe is not it."""
+    recipe = desk.config("recipe.yaml", name="tutor", student={"model": "convnet", "widths": [8]})
+    config = desk.config(teacher={"model": "convnet", "widths": [8], "train": recipe}, losses={"kd": {}})
+    assert desk("train", recipe, "--name", "other", "optimizer.lr=0.01").code == 0
+    assert f"trained first by {desk.path / recipe}" in desk("train", config, "--dry-run").out
+    assert desk("train", recipe, "--name", "by-hand").code == 0
+    assert f"trained already: {desk.path / 'runs/by-hand'}" in desk("train", config, "--dry-run").out
+    result = desk("train", config)
+    assert f"training the teacher: done already, {desk.path / 'runs/by-hand'}" in result.err
+    assert desk.runs() == ["by-hand", "other", "small"]
+
+
 def test_dry_run(desk):
     plan = desk("train", desk.config(), "--dry-run")
     assert plan.code == 0 and "1 epochs of 2 steps" in plan.out

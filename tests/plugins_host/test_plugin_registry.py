@@ -21,7 +21,7 @@ def test_a_broken_plugin_is_mentioned(install):
     install("kdray-bad", {"bad": "fake_bad"}, {"fake_bad": "import no_such_module"}, version="0.2")
     registry = Registry.load()
     with pytest.raises(
-        ConfigError, match=r"(?s)unknown distiller 'other'.*failed to load.*kdray-bad:bad.*`kdray plugins`"
+        PluginError, match=r"(?s)unknown distiller 'other'.*kdray-bad:bad.*failed to load.*such_module.*fake_bad.py:1"
     ):
         registry.get("distillers", "other")
     with pytest.raises(
