@@ -110,7 +110,15 @@ class Cache:
 
     def open(self, output: str, shard: Shard, samples: int) -> Opened:
         """Raises MismatchError for a damaged one."""
-        return open_shard(shard, self.storage.local(self._name(f"{output}/{shard.name}")), samples, self.where)
+        name = self._name(f"{output}/{shard.name}")
+        path = self.storage.local(name)
+        try:
+            return open_shard(shard, path, samples, self.where)
+        except MismatchError:
+            if self.storage.is_local:
+                raise
+            path.unlink(missing_ok=True)  # it may be the copy alone that is damaged
+            return open_shard(shard, self.storage.local(name), samples, self.where)
 
     def check(self, output: str, shards: Iterable[Shard]) -> Iterable[tuple[Shard, MismatchError | None]]:
         """Each shard in turn, and what is wrong with it where it is stored: copies of a store's files are not asked."""
