@@ -18,7 +18,7 @@ def validate(
 
     Examples:
 
-        kdray validate configs/*.yaml
+        kdray validate configs/methods/*.yaml
 
         kdray validate configs/quickstart.yaml --build
     """

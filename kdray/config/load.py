@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from ..errors import ConfigError, PluginError
 from .dump import annotated_yaml, to_yaml
 from .explain import Fault, explain
+from .fit import misfits
 from .merge import COMMAND_LINE, Tree, merge
 from .schema import Config
 from .sections import check, filled, lists, sections
@@ -76,7 +77,7 @@ def load_config(path: str | os.PathLike, overrides: Iterable[str] = (), registry
 
 def _check(tree: Tree, registry):
     """(faults, options of each open section by its path, how many of the faults are a broken plugin's)."""
-    faults, options, broken = [], {}, 0
+    faults, options, classes, broken = [], {}, {}, 0
     try:
         Config.model_validate(_without_empty_entries(tree.value))
     except ValidationError as error:
@@ -86,11 +87,14 @@ def _check(tree: Tree, registry):
         options[section.path], more, of_plugin = check(section, registry)
         faults += [f for f in more if f.path not in known]
         broken += of_plugin
+        if section.kind == "distillers" and section.name in registry.distillers:
+            classes[section.path[-1]] = registry.distillers[section.name].cls
     for at, kind, entries in lists(tree.value):
         for i, entry in enumerate(entries):
             if isinstance(entry, dict) and len(entry) != 1:
                 faults.append(Fault((*at, i), f"one {kind[:-1]} an entry: a name, or {{name: {{option: value}}}}"))
-    faults += _named_teachers(tree.value)
+    known = {f.path for f in faults}
+    faults += [f for f in misfits(tree.value, classes) if f.path not in known]
     return faults, options, broken
 
 
@@ -107,23 +111,6 @@ def _put(value: dict, at: tuple, new) -> dict:
     copy = list(value) if isinstance(value, list) else dict(value)
     copy[at[0]] = _put(value[at[0]], at[1:], new) if at[1:] else new
     return copy
-
-
-def _named_teachers(value: dict) -> list[Fault]:
-    """Teachers named in two ways, and losses that name one which the config has not."""
-    teachers, losses = value.get("teachers"), value.get("losses")
-    names = list(teachers) if isinstance(teachers, dict) else []
-    both = names and value.get("teacher") is not None
-    faults = [Fault(("teachers",), "give `teacher` or `teachers`, not both.", "key")] if both else []
-    for name in {"average", "student"} & set(names):
-        faults.append(Fault(("teachers", name), f"'{name}' has another meaning; call this teacher otherwise.", "key"))
-    for label, body in losses.items() if isinstance(losses, dict) else ():
-        named = body.get("teacher") if isinstance(body, dict) else None
-        if named is None or (names and named in (*names, "average")):
-            continue
-        known = f"has {', '.join(names)} (and `average`)" if names else "has no `teachers:`"
-        faults.append(Fault(("losses", label, "teacher"), f"no teacher '{named}': this config {known}."))
-    return faults
 
 
 def _problem(tree: Tree, fault: Fault) -> Problem:

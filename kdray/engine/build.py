@@ -71,7 +71,6 @@ def build(
     precision = Precision(config.engine.precision, device)
     classes = {label: registry.get("distillers", loss.use or label).cls for label, loss in config.losses.items()}
     of_loss = _teachers_of_losses(config, classes)
-    views = _views(config, classes, data)
     normalize = Normalize(data.mean, data.std)
     example = _example(data, device)
 
@@ -137,62 +136,19 @@ def build(
     of_teacher = {name: needs(name, of_loss, classes) for name in teachers}
     for name, place in (caches or {}).items():
         teachers[name] = cached_teacher(
-            place, config.all_teachers[name], teachers[name], of_teacher[name], data, views, shapes[name]
+            place, config.all_teachers[name], teachers[name], of_teacher[name], data, data.views, shapes[name]
         )
     asked = Teachers(teachers, of_loss)
-    return Parts(data, objective, asked, normalize, precision, device, views, of_teacher, shapes)
+    return Parts(data, objective, asked, normalize, precision, device, data.views, of_teacher, shapes)
 
 
 def _teachers_of_losses(config: Config, classes: dict[str, type[Distiller]]) -> dict[str, str | None]:
-    """Label of each loss to the name of its teacher. Raises ConfigError where that is not one."""
-    teachers, found = config.all_teachers, {}
-    readers = [label for label, cls in classes.items() if cls.requires.teacher]
-    if not teachers and readers:
-        raise ConfigError(
-            f"{', '.join(readers)}: these losses need a teacher, and the config names none. Add a `teacher:` section, "
-            f"or remove them from `losses:`."
-        )
-    for label, cls in classes.items():
-        asked, found[label] = config.losses[label].teacher, None
-        if not cls.requires.teacher:
-            if asked:
-                raise ConfigError(
-                    f"losses.{label}.teacher is {asked}, but this loss looks at no teacher: remove the key"
-                )
-            continue
-        if asked is None and len(teachers) > 1:
-            raise ConfigError(
-                f"losses.{label}: which teacher? Add `teacher:` to it, one of {', '.join(teachers)}"
-                + (f", or `{AVERAGE}`" if cls.requires.teacher == {"logits"} else "")
-            )
-        found[label] = asked or next(iter(teachers))
-        if asked == AVERAGE and (more := cls.requires.teacher - {"logits"}):
-            raise ConfigError(
-                f"losses.{label}: the average of teachers has logits only, and this loss reads "
-                f"{', '.join(sorted(more))}. Give it one of {', '.join(teachers)}, or have one such loss a teacher."
-            )
-    idle = [name for name in teachers if name not in found.values() and AVERAGE not in found.values()]
-    if idle:
-        what = f"a teacher ({config.teacher.model})" if config.teacher else f"teachers ({', '.join(idle)})"
-        raise ConfigError(
-            f"the config names {what}, but none of its losses ({', '.join(classes)}) looks at "
-            f"{'one' if config.teacher else 'them'}. Add a loss that does (kd, crd), or remove the section."
-        )
-    return found
-
-
-def _views(config: Config, classes: dict[str, type[Distiller]], data: Data) -> dict[str, Pipeline]:
-    """The views that the losses read. Raises ConfigError for missing ones and for those that nobody reads."""
-    asked = {name: label for label, cls in classes.items() for name in cls.requires.views}
-    for name, label in asked.items():
-        if name not in data.views:
-            raise ConfigError(
-                f"losses.{label} compares the picture with its view '{name}', and the config does not say what that is."
-                f" Add it, for example `data: {{extra_views: {{{name}: {{augment: [crop, flip]}}}}}}`."
-            )
-    if idle := [name for name in data.views if name not in asked]:
-        raise ConfigError(f"data.extra_views: no loss reads {', '.join(idle)}; remove it, or add a loss that does")
-    return data.views
+    """Label of each loss to the name of its teacher. That they fit is seen when a config is loaded."""
+    first = next(iter(config.all_teachers), None)
+    return {
+        label: (config.losses[label].teacher or first) if cls.requires.teacher else None
+        for label, cls in classes.items()
+    }
 
 
 def _distiller(label: str, cls: type[Distiller], options: dict, setup: Setup) -> Distiller:

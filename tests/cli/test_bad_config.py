@@ -85,12 +85,12 @@ def test_kdray_toml(desk):
 
 def test_a_loss_without_its_teacher(desk):
     message = desk.refused("train", desk.config(losses={"ce": {}, "kd": {}}))
-    assert "kd: these losses need a teacher" in message and "`teacher:`" in message
+    assert "losses.kd: this loss needs a teacher" in message and "`teacher:`" in message
 
 
 def test_a_teacher_without_a_loss(desk):
     teacher = {"model": "convnet", "widths": [4], "checkpoint": "any.pt"}
-    assert "none of its losses (ce) looks at one" in desk.refused("train", desk.config(teacher=teacher))
+    assert "none of the losses (ce) looks at this teacher" in desk.refused("train", desk.config(teacher=teacher))
 
 
 def teacher_recipe(**student):

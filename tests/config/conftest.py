@@ -6,6 +6,7 @@ import pytest
 from pydantic import Field
 
 from kdray.config.load import load_config
+from kdray.distiller import Requires
 from kdray.errors import ConfigError
 from kdray.loader import Host, PluginInfo
 from kdray.options import Options
@@ -26,11 +27,13 @@ class Queue(Options):
 class CE:
     """Cross-entropy."""
 
-    Options = Options
+    Options, requires = Options, Requires(student={"logits"})
 
 
 class KD:
     """Softened logits."""
+
+    requires = Requires(student={"logits"}, teacher={"logits"})
 
     class Options(Options):
         temperature: float = Field(4.0, gt=0, description="Softening.")
@@ -40,6 +43,7 @@ class CRD:
     """Contrast."""
 
     paper = "Tian et al., ICLR 2020."
+    requires = Requires(student={"embedding"}, teacher={"embedding"})
 
     class Options(Options):
         dim: int = Field(128, gt=0, description="Width of the embedding.")
@@ -47,6 +51,12 @@ class CRD:
         negatives: Annotated[Bank | Queue, Field(discriminator="kind")] = Bank()
         stages: tuple[int, ...] = (1, 2)
         note: str | None = None
+
+
+class Maps:
+    """Maps of two views."""
+
+    Options, requires = Options, Requires(student={"features"}, teacher={"features"}, views=("strong",))
 
 
 class Crop:
@@ -82,7 +92,12 @@ class Server(Options):
 
 
 SPECS = {
-    "distillers": [DistillerSpec("ce", CE), DistillerSpec("kd", KD), DistillerSpec("crd", CRD, "Contrast.")],
+    "distillers": [
+        DistillerSpec("ce", CE),
+        DistillerSpec("kd", KD),
+        DistillerSpec("crd", CRD, "Contrast."),
+        DistillerSpec("maps", Maps),
+    ],
     "models": [
         ModelSpec("wrn_40_2", None),
         ModelSpec("wrn_16_2", None),

@@ -92,6 +92,7 @@ def test_one(errors, valid, override, message):
 
 
 def test_a_view_that_would_not_show_the_mixed_picture(load, errors, valid):
+    valid = valid.replace("  crd:", "  maps: {}\n  crd:")
     views = "data.extra_views={strong: {augment: [flip]}}"
     (line,) = errors(valid, "data.mix=mixup", views)
     assert "data: the view 'strong' is drawn anew from the original" in line and "extra_views.strong.of: base" in line

@@ -32,15 +32,15 @@ def validator(registry):
         "data.mix={mixup: {alpha: 0.2, p: 0.5}, cutmix: null}",
         "optimizer={name: adamw, lr: 1, eps: 1e-3}",
         "optimizer={lr: 1, momentum: 0.3}",
-        "teacher=null",
+        "teacher=null; losses.kd=null; losses.crd=null",
         "trackers=[]",
         "trackers=[tensorboard, {server: {uri: there}}]",
         "trackers=[{server: null}]",
     ],
 )
 def test_valid(validator, valid, load, override):
-    loaded = load(valid, override)
-    validator.validate(merge("c.yaml", [override])[0].value)
+    loaded = load(valid, *override.split("; "))
+    validator.validate(merge("c.yaml", override.split("; "))[0].value)
     validator.validate(read(to_yaml(loaded.config), "f").value)
 
 

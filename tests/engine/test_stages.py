@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from kdray.config.load import load_config
 from kdray.config.project import find_project
+from kdray.config.schema import ExtraView
 from kdray.data.build import load_data
 from kdray.engine.build import build
 from kdray.engine.checkpoint import checkpoints
@@ -138,8 +139,8 @@ def test_views_are_pictures_of_the_same_samples(lab, teacher):
         assert row["terms"]["two_views/is_other"] > 0.5
         assert row["terms"]["two_views/turned"] > 0
     for views, message in (
-        ({}, r"two_views compares the picture with its view 'turned'.*extra_views"),
-        ({**VIEWS, "idle": {}}, "no loss reads idle"),
+        ({}, r"two_views: it compares the picture with its view 'turned'.*extra_views"),
+        ({**VIEWS, "idle": {}}, "extra_views.idle: no loss reads this view"),
     ):
         changed = {**SMALL, "data": {**SMALL["data"], "extra_views": views}}
         with pytest.raises(ConfigError, match=message):
@@ -147,9 +148,9 @@ def test_views_are_pictures_of_the_same_samples(lab, teacher):
 
 
 def test_views_of_the_base_picture_have_numbers_of_their_own(lab):
-    views = {name: {"of": "base", "augment": [{"cutout": {"size": 3}}]} for name in ("one", "two")}
-    config = load_config(lab.config("views", data={"extra_views": views}), registry=lab.registry).config
-    data = load_data(config.data, 0, lab.registry, lab.path)
+    config = load_config(lab.config("views"), registry=lab.registry).config
+    views = {name: ExtraView(of="base", augment=[{"cutout": {"size": 3}}]) for name in ("one", "two")}
+    data = load_data(config.data.model_copy(update={"extra_views": views}), 0, lab.registry, lab.path)
     ids = data.train.ids
     pictures = data.train.source.images[ids]
     base, one, two = (p(pictures, ids, 3) for p in (data.augment, data.views["one"], data.views["two"]))
@@ -201,8 +202,8 @@ def test_several_teachers_and_their_average(lab, teacher):
     refused("logits only, and this loss reads embedding", losses={"crd": {"teacher": "average"}})
     refused("not both", teacher=teacher)
     refused("'average' has another meaning", teachers={"average": teacher, "big": teacher})
-    refused(r"teachers \(small\), but none", losses={"kd": {"teacher": "big"}})
-    refused("ce.teacher is big, but this loss looks at no teacher", losses={**losses, "ce": {"teacher": "big"}})
+    refused(r"teachers.small: none of the losses \(kd\) looks at this teacher", losses={"kd": {"teacher": "big"}})
+    refused("ce.teacher: this loss looks at no teacher", losses={**losses, "ce": {"teacher": "big"}})
 
 
 def test_an_option_moves_over_the_epochs(lab, teacher):
