@@ -50,13 +50,16 @@ class Work:
         plan, store = self.plan, self.plan.store
         pictures, n = store.pictures, plan.needed
         there = f", {n - plan.missing:,} of them there already" if plan.missing < n else ""
-        which = "all" if self.everything else "those that the epochs show"
-        of = f", {which} of the {pictures.variants} pictures of each" if pictures.variants else ""
+        of = f"{self.samples:,} samples × {self.views} views"
+        if self.everything:
+            of = f"{self.samples:,} samples × all their {pictures.variants} pictures"
+        elif pictures.variants:
+            of += f", those that the epochs show of the {pictures.variants} pictures of each"
         top = f", the {store.codec.top_k} largest logits" if store.codec.top_k else ""
         size = plan.bytes_a_picture
         lines = [
             f"{self.teacher}{f', view {self.kind}' if self.kind else ''} -> {store.cache.where}",
-            f"  answers   {n:,}{there}: {self.samples:,} samples × {self.views} views{of}",
+            f"  answers   {n:,}{there}: {of}",
             f"  stored    {', '.join(store.outputs)} as {store.codec.dtype}{top}: {size} bytes each, "
             f"{size * n / 1e6:,.1f} MB",
             f"  forwards  {plan.missing:,} to compute; a run with the live teacher makes {self.live_forwards:,}: "

@@ -56,7 +56,8 @@ def test_precompute_tells_its_plan_and_what_it_did(desk, config):
     result = desk("precompute", config)
     assert result.code == 0
     (cache,) = caches(desk)
-    needed = int(re.search(r"answers +(\d+): those that the epochs show of the 9 pictures of each", result.err)[1])
+    plan = r"answers +(\d+): 100 samples × 3 views, those that the epochs show of the 9 pictures of each"
+    needed = int(re.search(plan, result.err)[1])
     assert 100 < needed < 300
     assert f"teacher -> {cache}\n" in result.err
     assert "stored    logits as fp16: 24 bytes each" in result.err
@@ -110,7 +111,7 @@ def test_dry_run_trains_no_teacher(desk):
 
 def test_the_break_even_of_more_answers_than_a_run_asks(desk, config):
     result = desk("precompute", config, "--all", "--dry-run")
-    assert "answers   900: all of the 9 pictures of each" in result.err
+    assert "answers   900: 100 samples × all their 9 pictures" in result.err
     assert "900 to compute; a run with the live teacher makes 300: pays from run 4 on" in result.err
 
 
