@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from . import __version__, hooks
-from .errors import KdrayError, PluginError, cause
+from .blame import cause
+from .errors import KdrayError, PluginError
 from .hook_checks import implementations
 from .plugin_sources import canonical, distributions, import_text, local_files, locate
 from .spec_checks import KINDS, collect

@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from ..errors import PluginError, blaming
+from ..blame import blaming
+from ..errors import PluginError
 from ..options import Options
 from .source import Source
 from .views import uniform

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..blame import blaming
 from ..config.schema import DataConfig
 from ..config.sections import parse_options
-from ..errors import ConfigError, PluginError, blaming
+from ..errors import ConfigError, PluginError
 from .augment import MOST_VARIANTS, Pipeline
 from .mix import MIXES, Mix
 from .source import Source, spread

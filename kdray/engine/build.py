@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..blame import blaming
 from ..config.schema import Config, ModelConfig
 from ..config.sections import parse_options
 from ..data.augment import Pipeline
@@ -17,7 +18,7 @@ from ..data.feed import Feed
 from ..data.normalize import Normalize
 from ..data.views import stream
 from ..distiller import Distiller, Setup, Shapes
-from ..errors import ConfigError, blaming
+from ..errors import ConfigError
 from ..models.build import Built, build_model
 from ..models.checkpoint import load_weights
 from ..models.taps import Tapped, probe

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -14,14 +12,18 @@ from .context import Context
 from .objective import Objective
 
 
-def check_finite(terms: dict[str, float], epoch: int) -> None:
-    """Raises RunFailed before a network that is lost replaces a good checkpoint."""
-    bad = [name for name, value in terms.items() if not math.isfinite(value)]
-    if bad:
-        raise RunFailed(
-            f"{', '.join(bad)} is not a finite number any more in epoch {epoch}: lower optimizer.lr, "
-            "set engine.clip_norm, or use engine.precision fp32. The last checkpoint is from before."
-        )
+def check_finite(lost: list[str], terms: list[str], epoch: int) -> None:
+    """Raises RunFailed before a network that is lost replaces a good checkpoint. lost: those of the `terms` that were
+    the first not to be finite; the others follow at the next step, through the student's weights."""
+    if not lost:
+        return
+    names, others = " and ".join(lost), " and ".join(name for name in terms if name not in lost)
+    what = f"{names} is not a finite number" if len(lost) == 1 else f"{names} are not finite numbers"
+    when = f", before {others}" if others else ", all at once, as when the student's weights are" if lost[1:] else ""
+    raise RunFailed(
+        f"{what} any more in epoch {epoch}{when}: {f'look at what {names} computes, ' if others else ''}lower "
+        "optimizer.lr, set engine.clip_norm, or use engine.precision fp32. The last checkpoint is from before."
+    )
 
 
 def check_replicas(objective: Objective, context: Context) -> None:

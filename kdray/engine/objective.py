@@ -3,8 +3,13 @@ this."""
 
 from __future__ import annotations
 
+import contextlib
+import traceback
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
+from ..blame import in_plugin, may_be_blamed, tail
 from ..distiller import Batch, Distiller, Outputs, Step
 from ..errors import ConfigError, PluginError
 from ..models.taps import Tapped
@@ -39,13 +44,9 @@ class Objective(nn.Module):
         for label, distiller in self.by_label():
             if self.phase.concerns(label):
                 loss = self.phase.stage.loss if self.phase.stage else distiller
-                try:
+                with naming(label, distiller, self.phase, step):
                     seen = batch_for(label, distiller, batch)
                     found = _named(loss(outputs, teachers.get(label, Outputs()), seen, step))
-                except Exception as error:
-                    where = f", in its stage '{self.phase.stage.name}'" if self.phase.stage else ""
-                    error.add_note(f"raised by loss '{label}' ({type(distiller).__name__}){where}")
-                    raise
                 for name, term in found.items():
                     _check(label, distiller, term)
                     terms[f"{label}/{name}" if name else label] = term
@@ -68,6 +69,23 @@ class Objective(nn.Module):
         for label, distiller in self.by_label():
             start = f"{label}."
             distiller.load_state_dict({k[len(start) :]: v for k, v in state.items() if k.startswith(start)})
+
+
+@contextlib.contextmanager
+def naming(label: str, distiller: Distiller, phase: Phase, step: Step) -> Iterator[None]:
+    """For calls into a loss: what its own code raises becomes a PluginError with the end of the traceback; what is
+    raised further in, as by a lost worker in a gather, keeps its type. Both name the loss."""
+    try:
+        yield
+    except Exception as error:
+        whose = f"loss '{label}' ({type(distiller).__name__})"
+        stage = f", in its stage '{phase.stage.name}'" if phase.stage else ""
+        if may_be_blamed(error) and in_plugin(error):
+            worker = f", on worker {step.rank}" if step.world_size > 1 else ""
+            text = tail("".join(traceback.format_exception(error)))
+            raise PluginError(f"{whose} failed at step {step.number}{stage}{worker}:\n{text}") from error
+        error.add_note(f"raised by {whose}{stage}")
+        raise
 
 
 def _named(result: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:

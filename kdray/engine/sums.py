@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,22 +19,32 @@ class Sums:
         self.names = list(start)
         mine = list(start.values()) if context.is_first else [0.0] * len(start)
         self.values = torch.tensor(mine, dtype=torch.float64, device=context.device)
+        self.finite = torch.zeros_like(self.values)  # how often each sum was finite after a step
+        self.lost: dict[str, float] = {}
 
     def add(self, terms: dict[str, Tensor], rows: int) -> None:
         if not self.names:
             self.names = ["", *terms]  # "": the rows
             self.values = torch.zeros(len(self.names), dtype=torch.float64, device=self.context.device)
+            self.finite = torch.zeros_like(self.values)
         self.values += (
             torch.stack([torch.ones((), device=self.context.device), *(t.detach() for t in terms.values())]).double()
             * rows
         )
+        self.finite += self.values.isfinite()
 
     def shared(self) -> dict[str, float]:
-        self.context.sum(self.values)
-        totals = dict(zip(self.names, self.values.tolist()))
+        self.values, self.finite = self.context.sum(torch.stack([self.values, self.finite]))
+        totals, finite = (dict(zip(self.names, x.tolist())) for x in (self.values, self.finite))
+        self.lost = {name: finite[name] for name, total in totals.items() if not math.isfinite(total)}
         if not self.context.is_first:
-            self.values.zero_()
+            self.values, self.finite = torch.zeros_like(self.values), torch.zeros_like(self.finite)
         return totals
+
+    def first_lost(self, terms: list[str]) -> list[str]:
+        """Of these terms, those that `shared` found not to be finite, and that were so before the others."""
+        lost = {name: steps for name, steps in self.lost.items() if name in terms}
+        return [name for name, steps in lost.items() if steps == min(lost.values())]
 
     def means(self) -> dict[str, float]:
         totals = self.shared()

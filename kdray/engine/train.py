@@ -46,6 +46,7 @@ from .context import Context, reseed
 from .ema import EMA
 from .evaluate import evaluate
 from .labels import batch_for
+from .objective import naming
 from .phases import Trainable, phases
 from .schedule import loss_weight, lr_factor, option_value
 from .sums import Sums
@@ -249,14 +250,14 @@ class Training:
                 self._log_step(terms, len(mine[number]))
             if self._checkpoint_is_due() and counters.batch < len(order) and self._at_update(number, len(order)):
                 counters.sums = sums.shared()
-                check_finite(counters.sums, counters.epoch + 1)
+                self._check_finite(sums, counters.epoch + 1)
                 self._checkpoint()
         train_terms = sums.means()
         total = train_terms.pop(TOTAL)
         seconds = time.monotonic() - began
         seen = sum(len(rows) for rows in order[done_before:])
         counters.epoch, counters.batch, counters.sums = counters.epoch + 1, 0, {}
-        check_finite(train_terms, counters.epoch)
+        self._check_finite(sums, counters.epoch)
         self.parts.teachers.flush()
         if self.phase.stage:
             self._finish_epoch_of_stage(train_terms, seen / seconds)
@@ -313,7 +314,8 @@ class Training:
                 (self._total(terms, at) * part).backward()
         for label, distiller in self.objective.by_label():
             if label in concerned:
-                distiller.after_backward(batch_for(label, distiller, batch), this_step)
+                with naming(label, distiller, self.phase, this_step):
+                    distiller.after_backward(batch_for(label, distiller, batch), this_step)
         if update and terms:
             self._update(at)
         return terms
@@ -345,6 +347,10 @@ class Training:
                 "returns terms of the same names throughout a stage or the main loop, 0 where there is nothing to add"
             )
         self.terms = names
+
+    def _check_finite(self, sums: Sums, epoch: int) -> None:
+        terms = self.terms or []
+        check_finite(sums.first_lost(terms), terms, epoch)
 
     def _update(self, at: float) -> None:
         lr = self._lr(at)

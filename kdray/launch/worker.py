@@ -10,6 +10,7 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..blame import tail
 from ..engine.train import Job
 from ..errors import ConfigError, KdrayError, MismatchError, PluginError, RunFailed
 from ..run.folder import read_json, write_json
@@ -129,8 +130,3 @@ def as_error(entry: dict) -> KdrayError:
     if entry["type"] in known:
         return known[entry["type"]](entry["message"])
     return RunFailed(f"worker {entry['rank']} failed:\n{tail(entry['traceback'])}")
-
-
-def tail(text: str) -> str:
-    """The last lines of a traceback: where it was raised, and what."""
-    return "\n".join(text.rstrip().splitlines()[-6:])

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from torch import nn
 
+from ..blame import blaming
 from ..config.schema import LayersConfig, ModelConfig
-from ..errors import ConfigError, PluginError, blaming, did_you_mean
+from ..errors import ConfigError, PluginError, did_you_mean
 from ..specs import Layers, ModelSpec
 from .factory import call_factory
 

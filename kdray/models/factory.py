@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import ConfigError, cause, did_you_mean
+from ..blame import cause
+from ..errors import ConfigError, did_you_mean
 
 
 def call_factory(path: str, options: dict[str, Any], num_classes: int, in_channels: int) -> nn.Module:

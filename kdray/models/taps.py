@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..blame import cause
 from ..distiller import OUTPUTS, Outputs, Shapes
-from ..errors import ConfigError, KdrayError, cause, did_you_mean
+from ..errors import ConfigError, KdrayError, did_you_mean
 from ..specs import Layers
 
 

@@ -19,8 +19,9 @@ from functools import lru_cache
 import numpy
 import torch
 
+from ..blame import cause
 from ..distiller import Distiller
-from ..errors import ConfigError, cause, did_you_mean
+from ..errors import ConfigError, did_you_mean
 from ..registry import Registry
 from .checks import CHECKS
 from .rehearsal import Failed

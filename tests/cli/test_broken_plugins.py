@@ -99,3 +99,45 @@ def test_a_network_of_ones_own_that_cannot_run(desk):
     message = desk.refused("train", desk.config(student={"model": "nets_without_keys:net"}))
     assert "student nets_without_keys:net cannot take pictures of 1×8×8" in message
     assert f"KeyError: 'logits' ({desk.path / 'nets_without_keys.py'}:5)" in message
+
+
+STEP = """
+from kdray import *
+
+class Loss(Distiller):
+    def forward(self, student, teacher, batch, step):
+        FORWARD
+        return student.logits.mean()
+
+    def after_backward(self, batch, step):
+        AFTER
+
+@hookimpl
+def kdray_distillers():
+    return [DistillerSpec("mine", Loss)]
+"""
+
+
+def trained_with(desk, **lines):
+    text = STEP
+    for place in ("forward", "after"):
+        text = text.replace(place.upper(), lines.get(place, "pass"))
+    desk.write("step.py", text)
+    desk.write("kdray.toml", '[plugins]\nload = ["step.py"]\n')
+    return desk("train", desk.config(losses={"ce": {}, "mine": {}}))
+
+
+@pytest.mark.parametrize("place", ["forward", "after"])
+def test_a_loss_that_raises_in_a_step(desk, place):
+    result = trained_with(desk, **{place: "if step.number: return {}['key']"})
+    assert result.code == 3
+    assert "error: loss 'mine' (Loss) failed at step 1:\n" in result.err
+    assert 'step.py", line' in result.err and result.err.splitlines()[-1] == "KeyError: 'key'"
+
+
+def test_what_is_not_the_fault_of_a_loss(desk):
+    """A lack of memory; and what is raised further in, where only another worker may be lost."""
+    assert trained_with(desk, forward="raise MemoryError").code == 1
+    desk.path.joinpath("runs/small").rename(desk.path / "runs" / "first")
+    result = trained_with(desk, forward="step.gather(None)")
+    assert result.code == 1 and "raised by loss 'mine' (Loss)" in result.err

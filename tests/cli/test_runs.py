@@ -95,6 +95,36 @@ def test_a_loss_that_is_no_number_any_more(desk):
     assert json.loads(desk.path.joinpath("runs/small/status.json").read_text())["state"] == "failed"
 
 
+LOST = """
+from kdray import *
+
+class Lost(Distiller):
+    def forward(self, student, teacher, batch, step):
+        return student.logits.mean() * (float("nan") if step.number == 1 else 1)
+
+@hookimpl
+def kdray_distillers():
+    return [DistillerSpec("lost", Lost)]
+"""
+
+
+@pytest.mark.parametrize("every_steps", [None, 3])
+def test_the_loss_that_was_the_first_to_be_lost_is_named(desk, every_steps):
+    """At an epoch's end, and at a checkpoint inside one; the others follow it through the student's weights."""
+    desk.write("lost.py", LOST)
+    desk.write("kdray.toml", '[plugins]\nload = ["lost.py"]\n')
+    data, checkpoint = {"name": "digits", "batch_size": 20, "samples": 100}, {"every_steps": every_steps}
+    result = desk("train", desk.config(data=data, losses={"ce": {}, "lost": {}}, checkpoint=checkpoint))
+    assert result.code == 1
+    assert "lost is not a finite number any more in epoch 1, before ce: look at what lost computes" in result.err
+
+
+def test_losses_that_are_lost_at_once(desk):
+    losses = {"ce": {}, "smooth": {"use": "ce", "label_smoothing": 0.1}}
+    result = desk("train", desk.config(optimizer={"lr": 1e38}, schedule={"epochs": 3}, losses=losses))
+    assert "ce and smooth are not finite numbers any more in epoch 1, all at once, as when the student's" in result.err
+
+
 def test_an_error_in_a_users_network(desk):
     desk.write(
         "nets_that_break.py",

@@ -6,7 +6,7 @@ import pytest
 
 from kdray.config.load import load_config
 from kdray.config.project import find_project
-from kdray.errors import PluginError, RunFailed
+from kdray.errors import PluginError
 from kdray.launch.experiment import Experiment
 from kdray.registry import Registry
 from kdray.run.console import Console
@@ -54,9 +54,12 @@ def train(lab, ray_session):
     return run
 
 
-def test_an_exception_of_a_worker_is_shown_as_it_is(train, lab):
-    with pytest.raises(RunFailed, match=r"worker 1 failed:(.|\n)*ValueError: the sky fell on worker 1"):
+def test_an_exception_of_a_loss_on_a_worker_is_its_plugins(train, lab):
+    with pytest.raises(PluginError) as caught:
         train("raises")
+    first, *lines = str(caught.value).splitlines()
+    assert first == "loss 'raises' (Raises) failed at step 3, on worker 1:"
+    assert "mine.py" in lines[-3] and lines[-1] == "ValueError: the sky fell on worker 1"
     status = json.loads((lab.path / "runs" / "raises" / "status.json").read_text())
     assert status["state"] == "failed" and "the sky fell" in status["error"]
 
