@@ -102,17 +102,24 @@ def verify(
     console, project = Console(), find_project()
     if path is None and config is None:
         raise ConfigError("which cache? Give its path, or --config CONFIG")
-    works = []
+    storages = [] if config else [open_storage(path)]
     if config:
         registry = Registry.default()
-        given = [*(overrides or []), *([f"teacher.cache.path={json.dumps(path)}"] if path else [])]
+        given = overrides or []
         loaded = load_config(config, given, registry=registry).config
+        if path and loaded.teachers:
+            raise ConfigError(
+                f"{path}: of which of its teachers? Give --set teachers.NAME.cache.path=PATH in its place"
+            )
+        if path:
+            given = [*given, f"teacher.cache.path={json.dumps(path)}"]
+            loaded = load_config(config, given, registry=registry).config
         precompute = Precompute(registry, project, console, "kdray cache verify")
-        works = precompute.works(loaded)
-    storages = {work.plan.store.cache.storage.where: work.plan.store.cache.storage for work in works}
-    caches = [c for s in (storages.values() if works else [open_storage(path)]) for c in caches_at(s)]
+        parts = precompute.trained(loaded)
+        storages = [open_storage(place.where, place.mirror) for place in precompute.places(loaded, parts).values()]
+    caches = [cache for storage in storages for cache in caches_at(storage)]
     if not caches:
-        raise ConfigError(f"there is no teacher cache at {path or ', '.join(storages)}")
+        raise ConfigError(f"there is no teacher cache at {', '.join(storage.where for storage in storages)}")
     damaged = []
     for cache in caches:
         cache.manifest()
@@ -120,7 +127,7 @@ def verify(
     if damaged:
         done = "removed; `kdray precompute` computes them again" if repair else "`--repair` removes them"
         raise MismatchError("\n".join([f"{len(damaged)} damaged shards ({done}):", *damaged]))
-    for work in works:
+    for work in precompute.works(loaded, parts) if config else ():  # which opens shards: they are sound by now
         work.verify(spots)
     typer.echo(f"sound: {', '.join(cache.where for cache in caches)}")
 

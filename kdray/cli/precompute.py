@@ -68,5 +68,5 @@ def _report(found: list[dict], config) -> None:
     for path in dict.fromkeys(row["path"] for row in found if not row["view"]):
         out.print(f"cache: {path}", markup=False, highlight=False)
     if not any(teacher.cache for teacher in config.all_teachers.values()):
-        section = "teacher" if config.teacher else f"teachers.{next(iter(config.teachers))}"
-        out.print(f"use it: kdray train … {section}.cache={{}}", markup=False, highlight=False)
+        keys = ["teacher"] if config.teacher else [f"teachers.{name}" for name in config.teachers]
+        out.print("use it: kdray train …", *(f"{key}.cache={{}}" for key in keys), markup=False, highlight=False)

@@ -171,6 +171,8 @@ class Training:
         self.started = time.monotonic() - self.counters.seconds
         if self.counters.step == 0 and self.counters.teacher is None:
             self._measure_teachers()
+        elif self.context.is_first:
+            self._begin_caches()
         while True:
             while self.counters.epoch < self._epochs():
                 self._epoch()
@@ -213,6 +215,12 @@ class Training:
         if isinstance(teacher, CachedTeacher) and self.context.is_first:
             teacher.begin(result)
         return result
+
+    def _begin_caches(self) -> None:
+        """Where a run goes on whose caches somebody has removed meanwhile."""
+        for name, teacher in self.parts.teachers.by_name.items():
+            if isinstance(teacher, CachedTeacher) and teacher.live:
+                teacher.begin(self.counters.teacher[name])
 
     def _epoch(self) -> None:
         counters, config, context = self.counters, self.config, self.context

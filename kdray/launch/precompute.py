@@ -6,7 +6,8 @@ import contextlib
 import random
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,13 +50,16 @@ class Work:
         plan, store = self.plan, self.plan.store
         pictures, n = store.pictures, plan.needed
         there = f", {n - plan.missing:,} of them there already" if plan.missing < n else ""
-        which = "all" if self.everything else "those that the epochs show"
-        of = f", {which} of the {pictures.variants} pictures of each" if pictures.variants else ""
+        of = f"{self.samples:,} samples × {self.views} views"
+        if self.everything:
+            of = f"{self.samples:,} samples × all their {pictures.variants} pictures"
+        elif pictures.variants:
+            of += f", those that the epochs show of the {pictures.variants} pictures of each"
         top = f", the {store.codec.top_k} largest logits" if store.codec.top_k else ""
         size = plan.bytes_a_picture
         lines = [
             f"{self.teacher}{f', view {self.kind}' if self.kind else ''} -> {store.cache.where}",
-            f"  answers   {n:,}{there}: {self.samples:,} samples × {self.views} views{of}",
+            f"  answers   {n:,}{there}: {of}",
             f"  stored    {', '.join(store.outputs)} as {store.codec.dtype}{top}: {size} bytes each, "
             f"{size * n / 1e6:,.1f} MB",
             f"  forwards  {plan.missing:,} to compute; a run with the live teacher makes {self.live_forwards:,}: "
@@ -111,10 +115,15 @@ class Precompute(Experiment):
             parts = self._parts(config)
             checkpoints, untrained = self._weights(config, parts.data.fingerprint())
             for name in untrained:
+                if dry_run:
+                    self.console.say(
+                        f"{name} is not trained yet: {config.all_teachers[name].train} would train it first"
+                    )
+                    continue
                 run = self._trained(config, name, parts.data.fingerprint())
                 checkpoints[name] = str(run.path / "student.safetensors")
             parts = self._build(config, checkpoints, parts.data)
-            places, works = self._plan(config, parts, everything)
+            places, works = self._plan(config, parts, everything, untrained if dry_run else ())
             for work in works:
                 self.console.say(work.describe())
             if not any(work.plan.missing for work in works):
@@ -123,13 +132,26 @@ class Precompute(Experiment):
                 self._compute(Errand(config, self.project.data, checkpoints, places), works, parts.data)
         return [work.summary() for work in works]
 
-    def works(self, config: Config) -> list[Work]:
-        """What `run` would look at. Raises MismatchError where a teacher is not trained yet."""
+    def trained(self, config: Config) -> Parts:
+        """With the weights of all teachers. Raises MismatchError where one is not trained yet."""
         parts = self._parts(config)
         checkpoints, untrained = self._weights(config, parts.data.fingerprint())
         if untrained:
             raise MismatchError(f"{', '.join(untrained)} is not trained yet, so no answers of it are stored")
-        return self._plan(config, self._build(config, checkpoints, parts.data), everything=False)[1]
+        return self._build(config, checkpoints, parts.data)
+
+    def places(self, config: Config, parts: Parts) -> dict[str, Place]:
+        """Of the caches that `run` would fill, by teacher."""
+        found = {}
+        for name in self._asked(config):
+            section = config.all_teachers[name]
+            wanted = identities(section, parts.teachers.by_name[name], parts.needs[name], parts.data, parts.views)
+            found[name] = place_of(section, config.data.name, wanted[""], self.project.cache)
+        return found
+
+    def works(self, config: Config, parts: Parts) -> list[Work]:
+        """What `run` would look at."""
+        return self._plan(config, parts, everything=False)[1]
 
     def _parts(self, config: Config) -> Parts:
         """All that can be wrong is found before a teacher is trained."""
@@ -156,20 +178,25 @@ class Precompute(Experiment):
         teachers = config.all_teachers
         return [name for name, teacher in teachers.items() if teacher.cache] or list(teachers)
 
-    def _plan(self, config: Config, parts: Parts, everything: bool) -> tuple[dict[str, Place], list[Work]]:
-        places, works = {}, []
+    def _plan(
+        self, config: Config, parts: Parts, everything: bool, untrained: Collection[str] = ()
+    ) -> tuple[dict[str, Place], list[Work]]:
+        """untrained: teachers whose weights are not known, and so neither the name of their cache."""
+        places, works = self.places(config, parts), []
         views = views_met(config, phases(parts.objective.by_label()))
-        for name in self._asked(config):
+        for name, place in places.items():
             section, needs, data = config.all_teachers[name], parts.needs[name], parts.data
+            if name in untrained and not (section.cache and section.cache.path):
+                place = replace(place, where=f"{place.where.rpartition('-')[0]}-…")
             wanted = identities(section, parts.teachers.by_name[name], needs, data, parts.views)
-            place = places[name] = place_of(section, config.data.name, wanted[""], self.project.cache)
             for kind, store in stores(place, section, wanted, needs, data, parts.views, parts.shapes[name]).items():
                 if everything and not store.pictures.variants:
                     raise ConfigError(
                         "--all: data.augment makes too many pictures of a sample to store them all; what the epochs "
                         "show can be stored"
                     )
-                store.cache.compare(store.identity)
+                if name not in untrained:
+                    store.cache.compare(store.identity)
                 store.cache.storage.sweep()
                 plan = Plan.make(store, data, views, everything)
                 live = parts.teachers.by_name[name]

@@ -21,6 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import MismatchError, RunFailed
+from .codec import OUTPUTS
 from .identity import differences
 from .pictures import missing
 from .shard import Opened, Shard, check, digest_of_keys, open_shard, pack, parse
@@ -51,10 +52,14 @@ class Cache:
     # -- what it belongs to ------------------------------------------------------------------------------------------
 
     def manifest(self) -> Manifest | None:
-        """None where there is no cache. Raises MismatchError for a damaged one and for a newer format."""
-        try:
-            text = self.storage.read(self._name(MANIFEST))
-        except FileNotFoundError:
+        """None where there is no cache. Raises MismatchError for a damaged one, one of a newer format, and where there
+        are answers without one: nobody knows of what."""
+        text = self._manifest_text()
+        if text is None and any(self.shards(output) for output in OUTPUTS):
+            text = self._manifest_text()  # once more: somebody may have begun just now, the manifest first
+            if text is None:
+                raise MismatchError(f"{self.where} has answers, and no {MANIFEST} that says of what. {REMAKE}")
+        if text is None:
             return None
         where = f"{self.where}/{MANIFEST}"
         try:
@@ -70,6 +75,12 @@ class Cache:
         if value.get("checksum") != _checksum(found):
             raise MismatchError(f"{where} is damaged: it does not fit its own checksum. {REMAKE}")
         return found
+
+    def _manifest_text(self) -> bytes | None:
+        try:
+            return self.storage.read(self._name(MANIFEST))
+        except FileNotFoundError:
+            return None
 
     def compare(self, identity: dict) -> Manifest | None:
         """The manifest, where it is of this identity; None where there is none. Raises MismatchError otherwise, with
@@ -113,7 +124,7 @@ class Cache:
         return open_shard(shard, self.fetch(output, shard, anew=True), samples, self.where)
 
     def check(self, output: str, shards: Iterable[Shard]) -> Iterable[tuple[Shard, MismatchError | None]]:
-        """Each shard in turn, and what is wrong with it."""
+        """Each shard in turn, and what is wrong with it where it is stored: copies of a store's files are not asked."""
 
         def checked(shard):
             name = self._name(f"{output}/{shard.name}")

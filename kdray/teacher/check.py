@@ -38,7 +38,8 @@ def usable_caches(config: Config, parts: Parts, caches: Path, say: Callable[[str
             except (ConfigError, MismatchError) as error:
                 if section.cache.fallback != "live":
                     raise
-                say(f"{name} answers live (cache.fallback), since its cache cannot serve: {error}")
+                why = " ".join(line.strip() for line in str(error).splitlines())
+                say(f"{name} answers live (cache.fallback), since its cache cannot serve: {why}")
     return found
 
 
@@ -72,18 +73,19 @@ def _usable(name: str, config: Config, parts: Parts, caches: Path) -> Place:
 
 
 def _absent(cache: Cache, wanted: dict, caches: Path) -> str:
-    """What to say where there is no cache: also which is nearest, and how it differs."""
+    """What to say where there is no cache: also where there is one of just this, or which is nearest, and how it
+    differs."""
     lines = [f"there is no teacher cache at {cache.where}: `kdray precompute` with the same config makes it."]
     near = []
-    for file in sorted(caches.glob(f"*/{MANIFEST}")):
+    for file in sorted(caches.glob(f"*/{cache.folder}/{MANIFEST}")):
         try:
             near.append((file.parent, differences(json.loads(file.read_text())["identity"], wanted)))
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             continue  # not what is asked for, in any case
-    near = [(path, lines) for path, lines in near if lines]
     if near:
         path, differing = min(near, key=lambda entry: len(entry[1]))
-        lines += [f"The nearest there is, {path}, is of something else:", *differing]
+        what = "is of something else:" if differing else "is of just this: give it as teacher.cache.path"
+        lines += [f"The nearest there is, {path}, {what}", *differing]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ..config.schema import Config, TeacherConfig
 from ..data.build import pipeline
@@ -56,7 +57,7 @@ def unreferenced(folder: Path, configs: list[Config], registry) -> Iterator[tupl
     and seed are not looked at: what may still be of use is kept.
     """
     sections = [(config, section) for config in configs for section in config.all_teachers.values()]
-    paths = {Path(s.cache.path).resolve() for _, s in sections if s.cache and s.cache.path}
+    paths = {_folder(s.cache.path) for _, s in sections if s.cache and s.cache.path}
     asked = [_asked(config, section, registry) for config, section in sections]
     for path in caches_in(folder):
         if path.resolve() in paths:
@@ -72,6 +73,13 @@ def unreferenced(folder: Path, configs: list[Config], registry) -> Iterator[tupl
             yield path, "no config has this network, arithmetic, augmentation and stored form"
     for path in sorted((folder / MIRROR).glob("*")):
         yield path, "copies of remote shards, which are fetched again when they are needed"
+
+
+def _folder(path: str) -> Path | None:
+    """Of this machine, where the path or URL of a cache names one."""
+    if "://" in path and urlsplit(path).scheme not in ("file", "local"):
+        return None
+    return open_storage(path).path.resolve()
 
 
 def _asked(config: Config, section: TeacherConfig, registry) -> dict:

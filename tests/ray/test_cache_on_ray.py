@@ -111,7 +111,8 @@ def test_a_run_from_a_cache_is_the_run_with_the_teacher(place, live, stored):
 
 
 def test_a_cache_holds_the_answers_to_mixed_pictures(ray_session, place):
-    mixed = {"data": {"samples": 250, "batch_size": 24, "mix": "mixup"}, "losses": {"ce": {}, "kd": {}}}
+    data = {**SETTINGS["data"], "mix": "mixup"}
+    mixed = {"data": data, "student": {"model": "convnet", "widths": [8]}, "losses": {"ce": {}, "kd": {}}}
     live = place.train("live-mixed", 2, **mixed)
     assert place.precompute(0, "mixed", **mixed)["needed"] == 3 * 250  # each picture is another one
     same(place.train("mixed", 2, "mixed", **mixed), live)

@@ -42,9 +42,9 @@ class CacheLab(Lab):
         assert not (self.path / "runs" / name).exists()
         return str(caught.value)
 
-    def broken_off(self, run: RunFolder, step: int) -> RunFolder:
+    def broken_off(self, run: RunFolder, step: int, name: str = "broken") -> RunFolder:
         """A copy of a finished run as it was after its checkpoint of this step, gone on with to its end."""
-        copy = RunFolder(self.path / "runs" / f"{run.name}-{step}")
+        copy = RunFolder(self.path / "runs" / f"{name}-{step}")
         shutil.copytree(run.path, copy.path)
         for path in checkpoints(copy.path / "checkpoints"):
             if int(path.name.removeprefix("step-")) > step:
@@ -52,7 +52,11 @@ class CacheLab(Lab):
         assert checkpoints(copy.path / "checkpoints")[-1].name == f"step-{step:09d}"
         (copy.path / "student.safetensors").unlink()
         copy.set_status("interrupted")
-        return Experiment(self.registry, find_project(self.path), Console(), "test").resume(copy)
+        return self.resume(copy.name)
+
+    def resume(self, name: str) -> RunFolder:
+        run = RunFolder(self.path / "runs" / name)
+        return Experiment(self.registry, find_project(self.path), Console(), "test").resume(run)
 
     @property
     def cache(self) -> Cache:

@@ -1,5 +1,6 @@
 """A shard proves what it is by its name."""
 
+import os
 import re
 
 import numpy as np
@@ -139,3 +140,25 @@ def test_reading_maps_the_file(written):
         file.seek(place)
         file.write(torch.tensor(7.0).numpy().tobytes())
     assert found.parts["values"][0, 0] == 7
+
+
+def test_a_damaged_copy_of_a_stores_file_is_fetched_again(tmp_path):
+    """Of the same size and time, so that the store has no reason to send it. Damage in the store stays damage."""
+    storage = open_storage(f"memory://{tmp_path.name}", tmp_path)
+    cache = Cache(storage)
+    name = f"logits/{cache.write('logits', KEYS, PARTS, SAMPLES)}"
+    (shard,) = cache.shards("logits")
+    copy = storage.local(name)
+    good, times = copy.read_bytes(), copy.stat()
+    bad = good[:-1] + bytes([good[-1] ^ 1])
+    copy.write_bytes(bad)
+    os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert storage.local(name).read_bytes() == bad
+    assert cache.open("logits", shard, SAMPLES).keys.tolist() == KEYS.tolist()
+    assert copy.read_bytes() == good and damage(cache) == []
+    storage.write(name, bad)
+    (message,) = (str(error) for _, error in cache.check("logits", [shard]) if error)
+    assert message.startswith(f"memory://{tmp_path.name}/{name} is damaged: ")
+    copy.unlink()
+    with pytest.raises(MismatchError, match="is damaged"):
+        cache.open("logits", shard, SAMPLES)
