@@ -20,8 +20,8 @@ CASES = {
     "a last batch of one": {**KD_CRD, "data": {**DATA, "samples": 65}},
     "a further view": {"data": {**DATA, "extra_views": STRONG}, "losses": {"ce": {}, "crld": {}}},
     "turns, and a stage that learns from them": {
-        "data": {**DATA, "extra_views": TURNS},
-        "losses": {"ce": {}, "kd": {}, "sskd": {"init_epochs": 6}},  # more than the main loop has
+        "data": {**DATA, "extra_views": TURNS, "views": 8},
+        "losses": {"ce": {}, "kd": {}, "sskd": {"init_epochs": 6}},  # it shows views that the main loop does not
     },
     "the classifier": {"data": DATA, "losses": {"ce": {}, "srrl": {}, "wkd_l": {}}},
     "kept by view": {**KD_CRD, "data": {**DATA, "augment": RESIZED, "views": 2}},
@@ -72,7 +72,7 @@ def test_two_teachers_and_their_average(lab, teacher, cached):
     assert_same_run(lab.run("cached", **config), live)
 
 
-@pytest.mark.parametrize("cached", [(), ("one",), ("two",), ("one", "two")])
+@pytest.mark.parametrize("cached", [("two",), ("one", "two")])
 def test_an_average_beside_a_view_that_one_teacher_alone_is_asked_for(lab, teacher, cached):
     teachers = {"one": teacher, "two": other_teacher(lab)}
     losses = {"ce": {}, "kd": {"teacher": "average"}, "crld": {"teacher": "one"}}
@@ -81,8 +81,7 @@ def test_an_average_beside_a_view_that_one_teacher_alone_is_asked_for(lab, teach
     for name in cached:
         teachers[name] = {**teachers[name], "cache": {"dtype": "fp32"}}
     config = two(*teachers.values(), **more)
-    if cached:
-        lab.precompute("made", **config)
+    lab.precompute("made", **config)
     assert_same_run(lab.run("cached", **config), live)
 
 

@@ -220,6 +220,19 @@ def test_a_flipped_byte_in_a_shard(lab, made):
     lab.run("sound", **CONFIG, teacher=made)
 
 
+def test_a_flipped_byte_in_any_of_many_shards(lab, teacher):
+    """Whichever the spot checks look into."""
+    config = merged(CONFIG, {"data": {"samples": 100, "augment": [{"random_resized_crop": {"size": 8}}]}})
+    config |= {"schedule": {"epochs": 40}, "teacher": {**teacher, "cache": EXACT}}
+    lab.precompute("made", **config)
+    assert len(lab.shards()) == 16
+    for shard in lab.shards():
+        good = shard.read_bytes()
+        shard.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+        assert f"{shard.name} is damaged" in lab.refused(MismatchError, "a", **config)
+        shard.write_bytes(good)
+
+
 def test_shards_of_one_picture_under_the_name_of_another(lab, made):
     (shard,) = lab.shards()
     shard.rename(shard.with_name("0001" + shard.name[4:]))
