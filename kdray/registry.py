@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -66,10 +67,16 @@ class Registry:
     @classmethod
     @cache
     def default(cls) -> Registry:
-        """That of this process: installed packages and what the project's kdray.toml names. Loaded once."""
+        """That of this process: installed packages and what the project's kdray.toml names. Loaded once, and then
+        names to be blocked that no plugin has are told."""
         from .config.project import find_project
 
-        return cls.load(find_project())
+        registry = cls.load(find_project())
+        known = {name for info in registry.host.plugins for name in (info.dist, info.name) if name}
+        for block in registry.host.idle_blocks:
+            hint = did_you_mean(block.removesuffix(".py"), known)  # the name of a local file is without it
+            print(f"warning: '{block}' is to be blocked, but no plugin is named so.{hint}", file=sys.stderr)
+        return registry
 
     def get(self, kind: str, name: str, known: Iterable[str] = ()) -> Any:
         """The spec of that name. `kind` is one of `KINDS`; `known` are further names that a slip may have meant.

@@ -1,4 +1,4 @@
-"""Cross-entropy with the labels: what the student learns without a teacher."""
+"""Cross-entropy with the labels, also with label smoothing: what the student learns without a teacher."""
 
 from functools import partial
 

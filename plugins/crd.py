@@ -62,7 +62,8 @@ class CRD(Distiller):
     With `bank` and `nce` it is the published method, banks and normalising constants included: the positive is read
     from the bank before the step's update, and Z is fixed from the first global batch. `all` takes the same loss
     without its draw. Published variants with a queue or the batch let all other samples repel, also those of the
-    anchor's class: that is `objective: infonce` and `negatives: {other: sample}`.
+    anchor's class: that is `objective: infonce` and `negatives: {other: sample}`. With `slow` heads and a `queue` it is
+    near to CoCoRD (Fu, Yang, Yang 2023), whose slow student is a copy of the whole network.
     """
 
     Options = CRDOptions

@@ -1,4 +1,4 @@
-"""Hints of FitNets: a regressor on one of the student's maps predicts the teacher's map."""
+"""Hints (FitNet, FitNets): a regressor on one of the student's maps predicts the teacher's map."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""IKL: the divergence's two parts, a weighted distance of logit differences and a soft cross-entropy, on their own."""
+"""IKL and GKL: the two parts of the divergence, weighted distances of logit differences and a soft cross-entropy."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Transformed teacher matching: the teacher alone is softened, the student follows with its plain probabilities."""
+"""Transformed teacher matching (TTM, WTTM): the teacher alone is softened, the student follows as it is."""
 
 import torch.nn.functional as F
 from pydantic import Field

@@ -141,7 +141,7 @@ def _print_table(rows: list[dict]) -> None:
         columns.remove("distribution")
     console = Console(highlight=False)
     if not (console.is_terminal or "COLUMNS" in os.environ):
-        console.width = WIDE
+        console.width = 10_000  # whoever reads a pipe looks for lines
     if console.width < WIDE and "student / teacher" in columns:
         columns.remove("student / teacher")  # or nothing would be left for the summary
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -159,5 +159,5 @@ def _cell(value) -> str:
     if isinstance(value, list | dict):
         return ", ".join(map(str, value))
     if isinstance(value, float):
-        return f"{value:.4f}"
+        return f"{value:.2%}"
     return "" if value is None else str(value)

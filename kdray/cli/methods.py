@@ -25,6 +25,9 @@ Every distiller of kdray: a name under `losses` of a config. `kdray list distill
 - **8x4**, **16-2**: the test accuracy (%) that the literature gives on CIFAR-100, for ResNet-32x4 teaching ResNet-8x4
   and WRN-40-2 teaching WRN-16-2. The section of a method names the source; kdray has not measured them.
 
+Left out are WCoRD (Chen et al., CVPR 2021), which has no public reference code, and whose weights are not given in what
+could be consulted; and CRCD (Zhu et al., CVPR 2021), whose public code is incomplete.
+
 This page is written by `kdray list distillers --markdown > docs/methods.md`.
 """
 
@@ -46,13 +49,16 @@ def facts(cls, name: str) -> dict:
         "scheduled": sorted(cls.scheduled),
         "published": {pair: getattr(published, pair, None) for pair in PAIRS},
         "source": published.source if published else "",
-        "config": next((path for path in _configs(name) if Path(path).exists()), ""),
+        "configs": _configs(name),
         "doc": inspect.cleandoc(cls.__doc__ or ""),
     }
 
 
 def _configs(name: str) -> list[str]:
-    return [f"configs/{folder}{name}.yaml" for folder in ("methods/", "repdistiller/", "")]
+    """The files of a method: those of its name, then those whose names go on after it (crd_queue.yaml)."""
+    folders = [Path("configs", folder) for folder in ("methods", "repdistiller", "")]
+    found = [p for form in (f"{name}.yaml", f"{name}_*.yaml") for folder in folders for p in sorted(folder.glob(form))]
+    return [path.as_posix() for path in found]
 
 
 def brief(row: dict) -> dict:
@@ -94,7 +100,7 @@ def _section(row: dict) -> str:
         "has a first stage" if row["stage"] else "",
         "evaluates and exports a network of its own in the student's place" if row["own_network"] else "",
         f"published: {', '.join(numbers)} ({row['source']})" if numbers else "",
-        f"run it: `kdray train {row['config']}`" if row["config"] else "",
+        f"run it: {', '.join(f'`kdray train {config}`' for config in row['configs'])}" if row["configs"] else "",
     ]
     lines = [f"## {row['name']}", "", row["summary"], "", "```text", row["doc"], "```", ""]
     lines += [f"- {point}" for point in points if point]

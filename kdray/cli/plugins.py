@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ..errors import did_you_mean
 from . import plugins_check, plugins_new
 
 app = typer.Typer(rich_markup_mode="markdown")
@@ -45,10 +44,6 @@ def plugins(
         _print_table(registry.host.plugins)
     for conflict in registry.conflicts():
         typer.echo(f"conflict: {conflict}", err=True)
-    known = {name for info in registry.host.plugins for name in (info.dist, info.name) if name}
-    for block in registry.host.idle_blocks:
-        hint = did_you_mean(block, known)
-        typer.echo(f"warning: '{block}' is to be blocked, but no plugin is named so.{hint}", err=True)
 
 
 def _describe(info) -> dict:
@@ -78,12 +73,13 @@ def _print_table(infos) -> None:
         style = {"failed": "red", "blocked": "dim"}.get(info.status, "")
         table.add_row(info.name, Text(origin), Text(info.status, style), Text(_provides(info)))
     Console(highlight=False).print(table)
+    for info in infos:
+        if info.status == "failed":  # in full: a terminal may be too narrow for a path in a column
+            typer.echo(f"{info.id} failed ({info.phase}): {info.error}")
 
 
 def _provides(info) -> str:
-    """What a plugin provides, at most four names a kind; for one that failed, where and why."""
-    if info.status == "failed":
-        return f"{info.phase}: {info.error}"
+    """What a plugin provides, at most four names a kind."""
     parts = []
     for kind, specs in info.specs.items():
         names = sorted(specs)

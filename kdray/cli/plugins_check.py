@@ -62,9 +62,10 @@ def check(
         typer.echo(json.dumps(rows, indent=2))
     else:
         _print_tables(found)
-    failed = [f"{each} ({v.check})" for each, verdicts in found.items() for v in verdicts if not v.passed]
-    if failed:
-        raise PluginError(f"the contract is not kept by {', '.join(failed)}")
+    failed = {each: [v.check for v in verdicts if not v.passed] for each, verdicts in found.items()}
+    told = [f"{each} ({', '.join(checks)})" for each, checks in failed.items() if checks]
+    if told:
+        raise PluginError(f"the contract is not kept by {', '.join(told)}")
 
 
 def _distillers(name: str, registry) -> list[str]:
@@ -117,7 +118,10 @@ def _print_tables(found: dict) -> None:
         table = Table(
             "check", "", "", title=Text(name, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
         )
+        first: dict[str, str] = {}  # what is wrong at the root shows in many checks, and is told once
         for verdict in verdicts:
             mark = Text("passed", "green") if verdict.passed else Text("failed", "bold red")
-            table.add_row(verdict.check, mark, Text(verdict.remark))
+            before = first.setdefault(verdict.remark, verdict.check)
+            again = not verdict.passed and before != verdict.check
+            table.add_row(verdict.check, mark, Text(f"as in {before}" if again else verdict.remark))
         console.print(table)

@@ -136,11 +136,21 @@ def _lives(pid: int) -> bool:
 
 def refuse_taken(path: Path) -> None:
     """Raises ConfigError when there is a run, or anything else, at `path`."""
-    if os.path.lexists(path):
-        resume = "" if RunFolder(path).finished else f"go on with it by `kdray resume {path.name}`, or "
-        raise ConfigError(
-            f"a run named '{path.name}' exists already at {path}: {resume}choose another name with --name"
-        )
+    if not os.path.lexists(path):
+        return
+    run, what, resume = RunFolder(path), f"a run named '{path.name}' exists already at {path}", ""
+    if run.state == "unknown":
+        what = f"{path} exists already, and is no run"
+    elif run.is_alive:
+        what += ", and is running just now"
+    elif run.finished:
+        pass
+    elif any(path.glob("checkpoints/step-*")):
+        resume = f"go on with it by `kdray resume {path.name}`, or "
+    else:
+        what += f" ({run.state}, without a checkpoint)"
+        resume = f"begin it again with the config it has there by `kdray resume {path.name}`, remove it, or "
+    raise ConfigError(f"{what}: {resume}choose another name with --name")
 
 
 def finished_run(folder: Path, recipe: str, data: str) -> RunFolder | None:

@@ -49,7 +49,8 @@ def check_distiller(
     failed = [verdict for verdict in verdicts if not verdict.passed]
     if failed:
         name = distiller if isinstance(distiller, str) else distiller.__name__
-        lines = [f"{verdict.check}: {verdict.remark}" for verdict in failed]
+        checks = {remark: [v.check for v in failed if v.remark == remark] for remark in (v.remark for v in failed)}
+        lines = [f"{', '.join(names)}: {remark}" for remark, names in checks.items()]
         raise AssertionError("\n".join([f"{name} does not keep the contract", *lines]))
     return verdicts
 

@@ -123,7 +123,8 @@ class Rehearsal:
         step = Step(number, 0, generator, context.rank, context.world_size, gather)
         _seed_everything(number * 2 + context.rank, self.disturb)
 
-        terms = _terms(phase.stage.loss if phase.stage else distiller, student, teacher, batch, step)
+        loss = phase.stage.loss if phase.stage else distiller
+        terms = _terms(self.label, loss, student, teacher, batch, step)
         loss = sum(terms.values())
         if isinstance(loss, Tensor) and loss.requires_grad:
             # Means over unequal parts: a part counts by its rows, as in the engine.
@@ -177,14 +178,15 @@ def _versions(student: Outputs, teacher: Outputs) -> dict[str, tuple[int, int]]:
     return {f"{side}.{place}": (id(x), x._version) for side, outputs in sides for place, x in places(outputs).items()}
 
 
-def _terms(loss, student, teacher, batch, step) -> dict[str, Tensor]:
+def _terms(label, loss, student, teacher, batch, step) -> dict[str, Tensor]:
     result = loss(student, teacher, batch, step)
     terms = result if isinstance(result, dict) else {"": result}
     for name, term in terms.items():
         if not isinstance(term, Tensor) or term.dim() != 0:
             is_tensor = isinstance(term, Tensor)
             what = f"a tensor of shape {tuple(term.shape)}" if is_tensor else f"a {type(term).__name__}"
-            raise Failed(f"the term {name!r} is {what}; a term is a scalar tensor")
+            which = f", as its term '{name}'" if name else ""
+            raise Failed(f"{label} returned {what}{which}; a term is a scalar tensor")
     return terms
 
 

@@ -141,3 +141,11 @@ def test_what_is_not_the_fault_of_a_loss(desk):
     desk.path.joinpath("runs/small").rename(desk.path / "runs" / "first")
     result = trained_with(desk, forward="step.gather(None)")
     assert result.code == 1 and "raised by loss 'mine' (Loss)" in result.err
+
+
+def test_the_kit_says_once_what_is_wrong_everywhere(desk):
+    desk.write("step.py", STEP.replace("FORWARD", "return student.logits").replace("AFTER", "pass"))
+    desk.write("kdray.toml", '[plugins]\nload = ["step.py"]\n')
+    result = desk("plugins", "check", "mine")
+    assert result.code == 3 and result.out.count("Loss returned a tensor of shape") == 1
+    assert result.out.count("as in fits") > 5 and result.err.count("mine") == 1

@@ -19,6 +19,17 @@ def test_a_name_that_is_taken(desk):
     assert "resume" not in message  # it is finished
 
 
+def test_a_name_that_is_taken_by_a_run_that_can_go_on(desk):
+    run = desk.trained(name="mine")
+    (run / "status.json").write_text('{"state": "failed"}')
+    assert "go on with it by `kdray resume mine`, or choose" in desk.refused("train", desk.config(), "--name", "mine")
+    shutil.rmtree(run / "checkpoints")  # as of one that failed in its first step
+    message = desk.refused("train", desk.config(), "--name", "mine")
+    assert "(failed, without a checkpoint): begin it again with the config it has there" in message
+    (run / "status.json").unlink()
+    assert f"{run} exists already, and is no run: choose" in desk.refused("train", desk.config(), "--name", "mine")
+
+
 def test_a_name_that_is_taken_by_a_later_seed(desk):
     desk.trained(name="mine-seed1")
     message = desk.refused("train", desk.config(), "--name", "mine", "--seeds", "0,1")

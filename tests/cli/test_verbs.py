@@ -143,6 +143,15 @@ def test_validate_tells_of_every_file(desk):
     assert "bad1.yaml:" in result.err and "bad2.yaml:" in result.err
 
 
+def test_validate_with_values_replaced(desk):
+    config = desk.config()
+    assert desk("validate", config, "data.batch_size=3").out == f"{config}: ok\n"
+    assert "command line: data.batch_size: must be greater than 0" in desk.refused(
+        "validate", config, "data.batch_size=0"
+    )
+    assert "name the config file" in desk.refused("validate", "data.batch_size=3")
+
+
 def test_validate_build(desk):
     config = desk.config(data={"name": "digits", "batch_size": 50, "samples": 10**6})
     assert desk("validate", config).code == 0
@@ -197,6 +206,32 @@ def test_the_table_of_distillers_fits_100_columns(desk, monkeypatch):
 def test_only_distillers_have_a_page(desk):
     assert desk("list", "distillers", "--markdown").out.startswith("# Methods\n")
     assert "--markdown is for `kdray list distillers`" in desk("list", "models", "--markdown").err
+
+
+def test_a_piped_list_has_a_line_a_row(desk, monkeypatch):
+    rows = json.loads(desk("list", "distillers", "--json").out)
+    monkeypatch.delenv("COLUMNS")
+    lines = desk("list", "distillers").out.splitlines()
+    for row in rows:
+        assert any(line.split()[:1] == [row["name"]] and row["summary"] in line for line in lines)
+
+
+def test_a_name_to_block_that_no_plugin_has(desk, monkeypatch):
+    desk.write("p.py", "")
+    desk.write("kdray.toml", '[plugins]\nload = ["p.py"]\n')
+    monkeypatch.setenv("KDRAY_BLOCK", "p.py")
+    told = desk("validate", desk.config()).err
+    assert told == "warning: 'p.py' is to be blocked, but no plugin is named so. Did you mean 'p'?\n"
+
+
+def test_the_error_of_a_plugin_is_shown_whole(desk, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    desk.write("broken.py", "1 / 0")
+    desk.write("kdray.toml", '[plugins]\nload = ["broken.py"]\n')
+    assert (
+        f"local:broken failed (import): ZeroDivisionError: division by zero ({desk.path / 'broken.py'}:1)"
+        in desk("plugins").out
+    )
 
 
 def test_plugins_and_doctor(desk):

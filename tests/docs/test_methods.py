@@ -37,7 +37,9 @@ def test_facts(rows):
         *(True, "sample", False),
     )
     assert kd["published"] == {"resnet8x4": 73.33, "wrn_16_2": 74.92} and "RepDistiller" in kd["source"]
-    assert (kd["config"], kd["scheduled"]) == ("configs/repdistiller/kd.yaml", ["temperature"])
+    assert kd["scheduled"] == ["temperature"]
+    assert kd["configs"] == [f"configs/{name}.yaml" for name in ("repdistiller/kd", "kd", "kd_mixup", "kd_schedule")]
+    assert {path.stem for path in ROOT.glob("configs/**/crd*.yaml")} == {Path(path).stem for path in crd["configs"]}
     assert kd["options"]["temperature"]["default"] == 4.0
     assert crd["over"] == "batch"
     bank = crd["options"]["negatives"]["choices"]["bank"]
@@ -55,7 +57,7 @@ def test_a_section():
         },
         **{"teacher": ["features", "logits"], "views": ["strong"], "cache": False, "over": "batch", "stage": True},
         **{"own_network": True, "scheduled": ["scale"], "published": {"resnet8x4": 75.5, "wrn_16_2": None}},
-        **{"source": "its table 2", "config": "configs/methods/mine.yaml"},
+        **{"source": "its table 2", "configs": ["configs/methods/mine.yaml", "configs/mine_b.yaml"]},
         "options": {"scale": {"description": "A factor.", "default": 1.0}, "dim": {"description": "A width."}},
     }
     page = markdown([row])
@@ -78,7 +80,7 @@ More.
 - has a first stage
 - evaluates and exports a network of its own in the student's place
 - published: ResNet-32x4 → ResNet-8x4 75.50 (its table 2)
-- run it: `kdray train configs/methods/mine.yaml`
+- run it: `kdray train configs/methods/mine.yaml`, `kdray train configs/mine_b.yaml`
 
 | option | default |  |
 | --- | --- | --- |
@@ -86,3 +88,16 @@ More.
 | `dim` | required | A width. |
 """
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("CoCoRD", "crd"), ("GKL", "ikl"), ("WTTM", "ttm"), ("FitNet", "hint"), ("label smoothing", "ce")],
+)
+def test_a_method_by_another_name(rows, name, method):
+    assert name in rows[method]["summary"] + rows[method]["doc"]
+
+
+def test_what_is_left_out_is_named(rows):
+    head = markdown(list(rows.values())).split("| name |")[0]
+    assert "WCoRD" in head and "CRCD" in head

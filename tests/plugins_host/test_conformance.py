@@ -59,7 +59,7 @@ def test_the_good_one_passes(check):
 FAULTS = {
     "options": [(broken.NeedsOption, "no default: size")],
     "fits": [
-        (broken.NoScalar, "a term is a scalar tensor"),
+        (broken.NoScalar, "NoScalar returned "),
         (broken.NamesChange, "names of the terms change"),
         (broken.FitsNothing, "there is no network like that"),
         (broken.ReadsMore, "'NoneType' object has no attribute 'mean'"),
@@ -135,3 +135,10 @@ def test_a_remark_tells_what_was_found():
     assert remarks["cache"] == "yes: embedding"
     assert remarks["scope"] == "batch"
     assert json.dumps(remarks)
+
+
+def test_what_is_wrong_everywhere_is_told_once():
+    with pytest.raises(AssertionError) as caught:
+        check_distiller(broken.NoScalar, checks=["fits", "finite", "resume"])
+    _, *lines = str(caught.value).splitlines()
+    assert len(lines) == 1 and lines[0].startswith("fits, finite, resume: NoScalar returned ")

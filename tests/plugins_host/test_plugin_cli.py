@@ -17,7 +17,7 @@ def run(install, monkeypatch, good):
     install("kdray-bad", {"bad": "fake_bad"}, {"fake_bad": "import no_such_module"})
     install("kdray-a", {"a": "fake_a"}, {"fake_a": good("same")})
     install("kdray-b", {"b": "fake_b"}, {"fake_b": good("same")})
-    registry = Registry(load_plugins(blocked=["kdray-fooo"]))
+    registry = Registry(load_plugins())
     monkeypatch.setattr(Registry, "default", lambda: registry)
     app = typer.Typer()
     app.command("list")(list_)
@@ -63,7 +63,7 @@ def test_list_runs(run, tmp_path, monkeypatch):
     rows = [{"name": "first", "path": "/runs/first", "state": "finished", "started": 1.0, "last": 0.5, "best": None}]
     monkeypatch.setattr("kdray.run.folder.list_runs", lambda folder: rows)
     assert json.loads(run("list", "runs", "--json").stdout) == rows
-    assert "0.5000" in run("list", "runs").stdout
+    assert "50.00%" in run("list", "runs").stdout
 
 
 def test_an_unknown_kind_is_refused(run):
@@ -86,6 +86,5 @@ def test_plugins_as_a_table(run):
     result = run("plugins")
     assert result.exit_code == 0
     assert "kdray-foo 0.3" in result.stdout
-    assert "import: ModuleNotFoundError: No module named 'no_such_module'" in result.stdout
+    assert "kdray-bad:bad failed (import): ModuleNotFoundError: No module named 'no_such_module'" in result.stdout
     assert "conflict: distiller 'same'" in result.stderr
-    assert "'kdray-fooo' is to be blocked, but no plugin is named so. Did you mean 'kdray-foo'?" in result.stderr
