@@ -167,6 +167,34 @@ def test_a_plugin_may_number_its_pictures(lab, teacher):
     assert_same_run(lab.run("cached", **config), live)
 
 
+HEAD = """
+import torch.nn.functional as F
+from kdray import Distiller, DistillerSpec, Requires, hookimpl
+class Head(Distiller):
+    requires = Requires(student={"logits"}, teacher={"logits", "embedding", "head"})
+    def forward(self, student, teacher, batch, step):
+        weight, bias = teacher.head
+        off = (F.linear(teacher.embedding, weight, bias) - teacher.logits).abs().max()
+        return {"near": F.mse_loss(student.logits, F.linear(teacher.embedding, weight)), "off": off}
+@hookimpl
+def kdray_distillers():
+    return [DistillerSpec("head", Head)]
+"""
+
+
+def test_a_loss_that_reads_the_classifier_at_each_step(lab, teacher):
+    file = lab.path / "head.py"
+    file.write_text(HEAD)
+    lab.registry = Registry.load(paths=[file])
+    config = {**SMALL, "data": DATA, "losses": {"head": {}}}
+    live = lab.run("live", **config, teacher=teacher)
+    config["teacher"] = {**teacher, "cache": EXACT}
+    lab.precompute("made", **config)
+    cached = lab.run("cached", **config)
+    assert_same_run(cached, live)
+    assert 0 <= max(row["head/off"] for row in terms(cached)) < 1e-4
+
+
 def test_a_teacher_says_the_same_of_a_picture_whatever_comes_with_it(lab, teacher):
     """What the rest stands on: the answers of a batch of 256 are those of the batches of a run."""
     from kdray.config.load import load_config
