@@ -149,7 +149,7 @@ def refuse_taken(path: Path) -> None:
         resume = f"go on with it by `kdray resume {path.name}`, or "
     else:
         what += f" ({run.state}, without a checkpoint)"
-        resume = f"begin it again with the config it has there by `kdray resume {path.name}`, remove it, or "
+        resume = f"begin it again with the config it has there by `kdray resume {path.name}`, remove the folder, or "
     raise ConfigError(f"{what}: {resume}choose another name with --name")
 
 
