@@ -172,9 +172,7 @@ def prune(
         try:
             loaded.append(load_config(file, registry=registry).config)
         except ConfigError as error:
-            if configs:
-                raise
-            typer.echo(f"left out: {error}", err=True)
+            raise ConfigError(f"what {file} refers to is not known, so nothing is removed: {error}") from error
     if not loaded:
         raise ConfigError("there is no config to keep caches for: name some, or run this where they are")
     found = [(path, why, _size(path)) for path, why in unreferenced(project.cache, loaded, registry)]

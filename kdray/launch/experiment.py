@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,14 +203,18 @@ class Experiment:
                     f"{name} is to answer from a cache, and is not trained yet: nothing is stored. `kdray precompute` "
                     "with the same config does both."
                 )
-        return None if untrained else self._caches(config, checkpoints, data)
+        found = self._caches(config, checkpoints, data, untrained)
+        return None if untrained else found
 
-    def _caches(self, config: Config, teachers: dict[str, str], data: Data | None) -> dict[str, Place]:
+    def _caches(
+        self, config: Config, teachers: dict[str, str], data: Data | None, untrained: Collection[str] = ()
+    ) -> dict[str, Place]:
         """The caches of teachers' answers that the run is to use."""
         if not any(teacher.cache for teacher in config.all_teachers.values()):
             return {}
         parts = build(config, self.registry, self.project.data, teachers, torch.device("cpu"), data=data)
-        return usable_caches(config, parts, self.project.cache, self.console.say)
+        say = (lambda text: None) if untrained else self.console.say  # what is known so far is said again later
+        return usable_caches(config, parts, self.project.cache, say, untrained)
 
     def _recipe(self, config: Config, name: str) -> Config:
         """The config that trains a teacher, with the scale of the run it is for. Raises ConfigError where it makes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,11 @@ SPOTS = 8
 """Answers that are compared with what the teacher says now."""
 
 
-def usable_caches(config: Config, parts: Parts, caches: Path, say: Callable[[str], None]) -> dict[str, Place]:
-    """By teacher, the cache that a run is to use. parts: with all teachers' weights.
+def usable_caches(
+    config: Config, parts: Parts, caches: Path, say: Callable[[str], None], untrained: Collection[str] = ()
+) -> dict[str, Place]:
+    """By teacher, the cache that a run is to use. parts: with all teachers' weights, but for those of the untrained
+    ones, of which no more can be known than whether a cache could serve their losses.
 
     Raises ConfigError for a loss that no cache can serve, MismatchError for a cache that is not there, damaged,
     incomplete, or of something else; where the config has a fallback, `say`s so and leaves the teacher live.
@@ -34,7 +37,10 @@ def usable_caches(config: Config, parts: Parts, caches: Path, say: Callable[[str
     for name, section in config.all_teachers.items():
         if section.cache:
             try:
-                found[name] = _usable(name, config, parts, caches)
+                if name in untrained:
+                    refuse_unserved(name, config, parts)
+                else:
+                    found[name] = _usable(name, config, parts, caches)
             except (ConfigError, MismatchError) as error:
                 if section.cache.fallback != "live":
                     raise

@@ -460,3 +460,14 @@ def test_prune_takes_copies_of_stores_too(desk, config):
     result = desk("cache", "prune", config, "--yes")
     assert "copies of remote shards, which are fetched again when they are needed" in result.out
     assert not list(desk.path.glob("cache/mirror/*"))
+
+
+def test_prune_removes_nothing_where_a_config_cannot_be_read(desk, made):
+    desk("precompute", made)
+    configs = desk.path / "configs"
+    configs.mkdir(exist_ok=True)
+    (configs / "broken.yaml").write_text("name: [")
+    assert "broken.yaml refers to is not known, so nothing is removed" in desk.refused(
+        "cache", "prune", "--yes", code=2
+    )
+    assert caches(desk)

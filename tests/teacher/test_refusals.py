@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdray.data.augment import Crop
-from kdray.errors import MismatchError
+from kdray.errors import ConfigError, MismatchError
 from kdray.registry import Registry
 from kdray.teacher.cache import Cache
 from kdray.teacher.storage import Folder
@@ -220,6 +220,19 @@ def test_a_flipped_byte_in_a_shard(lab, made):
     lab.run("sound", **CONFIG, teacher=made)
 
 
+def test_a_flipped_byte_in_any_of_many_shards(lab, teacher):
+    """Whichever the spot checks look into."""
+    config = merged(CONFIG, {"data": {"samples": 100, "augment": [{"random_resized_crop": {"size": 8}}]}})
+    config |= {"schedule": {"epochs": 40}, "teacher": {**teacher, "cache": EXACT}}
+    lab.precompute("made", **config)
+    assert len(lab.shards()) == 16
+    for shard in lab.shards():
+        good = shard.read_bytes()
+        shard.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+        assert f"{shard.name} is damaged" in lab.refused(MismatchError, "a", **config)
+        shard.write_bytes(good)
+
+
 def test_shards_of_one_picture_under_the_name_of_another(lab, made):
     (shard,) = lab.shards()
     shard.rename(shard.with_name("0001" + shard.name[4:]))
@@ -316,6 +329,19 @@ def test_a_teacher_that_is_not_trained_yet(lab, teacher):
     lab.run("a", **CONFIG, teacher=section)
 
 
+def test_nothing_is_trained_first_for_a_run_that_cannot_be(lab, teacher):
+    """Another teacher is to be trained; what is known without it is told before."""
+    student = {"model": "convnet", "widths": [4, 8]}
+    lab.config("recipe", student=student, data={"samples": 40}, schedule={"epochs": 1})
+    losses = {"a": {"use": "kd", "teacher": "one"}, "b": {"use": "kd", "teacher": "two"}}
+    teachers = {"one": {**teacher, "cache": EXACT}, "two": {**student, "train": "recipe.yaml"}}
+    assert "there is no teacher cache at " in refused(lab, losses=losses, teachers=teachers)
+    teachers = {"one": teacher, "two": {**student, "train": "recipe.yaml", "cache": {**EXACT, "fill": True}}}
+    config = merged(CONFIG, {"losses": {**losses, "at": {"teacher": "two"}}, "teachers": teachers})
+    assert "losses.at reads its features" in lab.refused(ConfigError, "a", **config)
+    assert not lab.path.joinpath("runs").exists()
+
+
 # Fallback
 
 
@@ -346,3 +372,11 @@ def test_fallback_is_not_needed_where_the_cache_serves(lab, made, capfd, asked):
     assert sum(asked) == 8 and "answers live" not in capfd.readouterr().err
     assert json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])["cache"].endswith("cache/here")
     assert torch.isfinite(load_file(run.path / "student.safetensors")["fc.weight"]).all()
+
+
+def test_fallback_before_a_teacher_is_trained(lab, capfd):
+    student = {"model": "convnet", "widths": [4]}
+    lab.config("recipe", student=student, data={"samples": 40}, schedule={"epochs": 1})
+    section = {**student, "train": "recipe.yaml", "cache": {"fallback": "live"}}
+    lab.run("a", **CONFIG, teacher=section)
+    assert capfd.readouterr().err.count("answers live (cache.fallback)") == 1
