@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from .draws import OtherClasses, SameClass, need_classes
 from .objectives import Scores
 from .options import AllOptions, BankOptions, BatchOptions, Negatives, QueueOptions
-from .product import product
+from .product import drawn_product, product
 from .ring import Ring, random_rows
 
 Positives = Literal["own", "class"]
@@ -60,9 +60,9 @@ class Bank(nn.Module):
 
         def scores(anchor: Tensor, memory: Tensor) -> Scores:
             memory = memory.to(anchor.dtype)
-            every = product(anchor, memory)
+            every = product(anchor, memory) if same is not None else None
             positive = (every, same) if self.by_class else ((anchor * memory[own]).sum(dim=1, keepdim=True), None)
-            negative = (every, ~same) if drawn is None else (every.gather(1, drawn), None)
+            negative = (every, ~same) if drawn is None else (drawn_product(anchor, memory, drawn), None)
             return Scores(positive[0], negative[0], positive[1], negative[1])
 
         self.fresh = tuple(k.detach() for k in keys or (g_s, g_t))

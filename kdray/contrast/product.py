@@ -22,6 +22,26 @@ class _Product(torch.autograd.Function):
         return _linear(gradient.contiguous(), ctx.memory.T), None
 
 
+def drawn_product(anchor: Tensor, memory: Tensor, drawn: Tensor) -> Tensor:
+    """Of these inner products, those of the rows `drawn` (b, K) of the memory: (b, K)."""
+    return _DrawnProduct.apply(anchor, memory, drawn)
+
+
+class _DrawnProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, anchor, memory, drawn):
+        ctx.memory, ctx.every = memory, _linear(anchor, memory)
+        ctx.save_for_backward(drawn)
+        return ctx.every.gather(1, drawn)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (drawn,) = ctx.saved_tensors
+        # The scores are done with: their place in memory, (b, N), is at hand for what comes back.
+        every = ctx.every.zero_().scatter_add_(1, drawn, gradient)
+        return _linear(every, ctx.memory.T), None, None
+
+
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight.T. For fp32 on CPUs by oneDNN, in full precision: torch's own choice, MKL, takes twice as long on
     processors that are not Intel's."""
