@@ -210,7 +210,9 @@ def test_an_interrupted_upload_is_whole_or_not_there(s3, endpoint, tmp_path, mon
         return create(*arguments, **options)
 
     monkeypatch.setattr(S3Backend, "create_multipart_upload", interrupt)
-    writer = run(INTERRUPTED, bucket_url(endpoint, tmp_path))
+    # A shell lets what it starts in the background ignore Ctrl-C, and so would its children.
+    hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    writer = run(INTERRUPTED, bucket_url(endpoint, tmp_path), **hears)
     assert writer.wait() == 7
     assert s3.read("a") in (b"whole", b"the new one")
 
