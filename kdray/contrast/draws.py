@@ -25,6 +25,7 @@ class ByClass(nn.Module):
         self.register_buffer("start", self.size.cumsum(0) - self.size, persistent=False)
         # Sizes as plain numbers, so that no step has to ask the device.
         self.total, self.largest = len(labels), int(self.size.max())
+        self.narrow = torch.int16 if len(self.size) <= 2**15 else torch.int32  # holds every label
 
     def _uniform(self, batch: Batch, step: Step, columns: int) -> Tensor:
         """(b, columns) in [0, 1): drawn for the whole global batch, so that a row does not depend on the worker it
@@ -65,11 +66,13 @@ class OtherClasses(ByClass):
         start = (self._uniform(batch, step, 1)[:, 0] * self.total).long()
         twice = torch.cat([order, order[:length]])
         window = twice.unfold(0, length, 1)[start]  # (b, length)
-        own = self.labels[twice].unfold(0, length, 1)[start] == batch.target[:, None]
+        labels = self.labels[twice].to(self.narrow)
+        own = labels.unfold(0, length, 1)[start] == batch.target[:, None].to(self.narrow)
         drawn, after = window[:, : self.count], window[:, self.count :]
         # The i-th of the own class in a row gives its place to the i-th of another class that follows.
         row, place = own[:, : self.count].nonzero(as_tuple=True)
-        nth = own[:, : self.count].cumsum(dim=1, dtype=torch.int32)[row, place].long() - 1
+        found = row.bincount(minlength=len(window))
+        nth = torch.arange(len(row), device=row.device) - (found.cumsum(0) - found)[row]
         others_first = own[:, self.count :].to(torch.uint8).sort(dim=1, stable=True).indices
         drawn[row, place] = after[row, others_first[row, nth]]
         return drawn

@@ -52,12 +52,34 @@ def nce(scores: Scores, temperature: float, Z: Tensor, num_samples: int) -> Tens
     positive = (scores.positive / temperature).exp() / Z
     # Masked before the logarithm: in a row without negatives it is log 0, whose gradient is NaN.
     h = _only(positive / (positive + c + eps), scores.is_positive, 1)
-    # −log(1 − h) = log(1 + (exp(score / τ) / Z + eps) / c), in as few passes over (b, K) as can be. log1p would be
-    # ten times slower, and the sum over K needs no more digits.
+    # −log(1 − h) = log((exp(score / τ) / Z + eps) / c + 1).
     c = torch.where(c > 0, c, 1)  # without negatives nothing is summed
-    ratio = torch.add(-(Z * c).log(), scores.negative, alpha=1 / temperature).exp_()
-    minus_log_not_h = _only((ratio + (1 + eps / c)).log(), scores.is_negative, 0).sum(dim=1)
+    minus_log_not_h = _SumLog.apply(scores.negative, temperature, -(Z * c).log(), 1 + eps / c, scores.is_negative)
     return (minus_log_not_h - h.log().sum(dim=1) / scores.positives).mean()
+
+
+class _SumLog(torch.autograd.Function):
+    """Σ_k log(exp(x_k / τ + a) + b) over the marked columns: x (b, K) -> (b,). a, b (b, 1).
+
+    Written out because autograd's own steps pass over (b, K) memory twice as often, which was a third of the loss's
+    time. log, not log1p: that would be ten times slower, and the sum over K needs no more digits.
+    """
+
+    @staticmethod
+    def forward(ctx, x, temperature, a, b, mask):
+        e = torch.add(a, x, alpha=1 / temperature).exp_()
+        total = e + b
+        slope = e.div_(total)
+        if mask is not None:
+            slope.masked_fill_(~mask, 0)
+            total.masked_fill_(~mask, 1)
+        ctx.slope, ctx.temperature = slope, temperature
+        return total.log_().sum(dim=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return ctx.slope * (gradient[:, None] / ctx.temperature), None, None, None, None
 
 
 @torch.no_grad()
