@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,13 +55,17 @@ class Outputs:
 
     def first(self, count: int) -> Outputs:
         """What it says of the first `count` pictures."""
+        return self.map(lambda x: x[:count])
+
+    def map(self, change: Callable[[Any], Any]) -> Outputs:
+        """The same with every tensor of B rows replaced by `change` of it; the head stays."""
         rows = {
-            kind: value[:count]
+            kind: change(value)
             for kind in ("logits", "embedding", "last_map", "pictures")
             if (value := getattr(self, kind)) is not None
         }
-        maps = {kind: [x[:count] for x in getattr(self, kind)] for kind in ("features", "preactivations")}
-        views = {name: outputs.first(count) for name, outputs in self.views.items()}
+        maps = {kind: [change(x) for x in getattr(self, kind)] for kind in ("features", "preactivations")}
+        views = {name: outputs.map(change) for name, outputs in self.views.items()}
         return replace(self, **rows, **maps, views=views)
 
 

@@ -169,6 +169,20 @@ class CacheConfig(Options):
     )
 
 
+class PlacementConfig(Options):
+    """The teacher as a pool of Ray actors beside the training's workers: on other devices, ahead of them."""
+
+    workers: Annotated[int, Field(ge=1)] = Field(1, description="Actors that answer.")
+    cpus: Positive = Field(1.0, description="CPUs each, fractions allowed; as many torch threads, at least one.")
+    gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs each, fractions allowed.")
+    resources: dict[str, Positive] = Field(
+        {}, description="Ray's custom resources each, which keep them to the nodes that have these."
+    )
+    ahead: Annotated[int, Field(ge=1)] = Field(
+        4, description="Batches that a training worker asks for before it needs the answers."
+    )
+
+
 class TeacherConfig(ModelConfig):
     train: str | None = Field(
         None, description="Config that trains this teacher when it has not been trained yet; relative to this file."
@@ -182,6 +196,9 @@ class TeacherConfig(ModelConfig):
     )
     precision: Precision | None = Field(None, description="The teacher's own arithmetic. Default: engine.precision.")
     cache: CacheConfig | None = Field(None, description="Use stored answers of this teacher (`kdray precompute`).")
+    placement: PlacementConfig | None = Field(
+        None, description="Let it answer in Ray actors of its own, on other devices than the student's."
+    )
 
     @model_validator(mode="after")
     def one_source(self):
@@ -190,6 +207,12 @@ class TeacherConfig(ModelConfig):
             raise ValueError(f"{' and '.join(given)} are given: a teacher comes from one of train, checkpoint, weights")
         if not given:
             raise ValueError("an untrained teacher teaches nothing: give train, checkpoint or weights")
+        return self
+
+    @model_validator(mode="after")
+    def one_place(self):
+        if self.placement and self.cache and self.cache.fill:
+            raise ValueError("placement and cache.fill are given: a cache is filled by a teacher of the worker's own")
         return self
 
 

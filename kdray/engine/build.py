@@ -25,6 +25,7 @@ from ..models.taps import Tapped, probe
 from ..registry import Registry
 from ..teacher.live import LiveTeacher
 from ..teacher.needs import Needs, needs
+from ..teacher.placed import Asking, PlacedTeacher
 from ..teacher.setup import Place, cached_teacher
 from ..teacher.teachers import AVERAGE, Teachers
 from .labels import setup_for
@@ -60,10 +61,11 @@ def build(
     teacher_checkpoints: dict[str, str],
     device: torch.device,
     caches: dict[str, Place] | None = None,
+    placed: dict[str, Asking] | None = None,
     data: Data | None = None,
 ) -> Parts:
     """teacher_checkpoints: file of weights by teacher; a teacher without stays untrained. caches: where a teacher's
-    answers are stored. data: where it has been loaded already.
+    answers are stored. placed: the way to a teacher that answers elsewhere. data: where it has been loaded already.
 
     Raises ConfigError for data, networks, checkpoints and losses that do not fit together, MismatchError for a cache
     of something else.
@@ -81,12 +83,18 @@ def build(
         return build_model(section, registry, data.num_classes, data.channels)
 
     def tapped(
-        built: Built, wants: set[str], side: str, section: ModelConfig, norm: Normalize, precision: Precision
+        built: Built,
+        wants: set[str],
+        side: str,
+        section: ModelConfig,
+        norm: Normalize,
+        precision: Precision,
+        device: torch.device = device,
     ) -> tuple[Tapped, Shapes]:
         network = Tapped(built.model, built.layers, wants | {"logits"}, f"{side} {section.model}")
         # channels_last: 1.3 times (fp32) to 2.3 times (bf16) faster convolutions on CPUs, and what tensor cores want.
         network = network.to(device, precision.dtype).to(memory_format=torch.channels_last)
-        return network, _shapes(network, norm, example, precision, side, section.model, data)
+        return network, _shapes(network, norm, example.to(device), precision, side, section.model, data)
 
     built = new_network(config.student, "student")
     if config.student.checkpoint:
@@ -103,9 +111,12 @@ def build(
         own = section.normalize
         own = Normalize(own.mean, own.std) if own else Normalize(*built.normalize) if built.normalize else normalize
         wants = set().union(*(classes[label].requires.teacher for label, of in of_loss.items() if of == name))
-        arithmetic = Precision(section.precision or config.engine.precision, device)
-        network, shapes[name] = tapped(built, wants, side, section, own, arithmetic)
-        teachers[name] = LiveTeacher(network, own, arithmetic, precision.dtype)
+        asking = (placed or {}).get(name)
+        where = torch.device("cpu") if asking else device  # of one that answers elsewhere, only the head is used here
+        arithmetic = Precision(section.precision or config.engine.precision, where)
+        network, shapes[name] = tapped(built, wants, side, section, own, arithmetic, where)
+        live = LiveTeacher(network, own, arithmetic, precision.dtype)
+        teachers[name] = PlacedTeacher(asking, live, device) if asking else live
     if AVERAGE in of_loss.values():
         shapes[AVERAGE] = Shapes(logits=(data.num_classes,))
 

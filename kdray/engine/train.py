@@ -34,8 +34,9 @@ from ..errors import ConfigError, PluginError
 from ..registry import Registry
 from ..teacher.cached import CachedTeacher
 from ..teacher.live import LiveTeacher
+from ..teacher.placed import Asking
 from ..teacher.setup import Place
-from ..teacher.teachers import AVERAGE, Stored
+from ..teacher.teachers import AVERAGE, Stored, Teacher
 from . import checkpoint
 from .allocator import keep_freed_memory
 from .batchnorm import synchronise
@@ -66,6 +67,8 @@ class Job:
     """The file of its weights by teacher."""
     caches: dict[str, Place] = field(default_factory=dict)
     """Of those teachers whose stored answers are used."""
+    placed: dict[str, Asking] = field(default_factory=dict)
+    """The way to those teachers that answer elsewhere."""
     data: str = ""
     """Fingerprint of the data, where it is known: another node may hold others under the same path."""
 
@@ -84,7 +87,7 @@ class Log(Protocol):
 
 def train(job: Job, registry: Registry, context: Context, log: Log) -> None:
     """Train to the end of the schedule. Every worker calls it; `log` is used by the first alone."""
-    parts = build(job.config, registry, job.data_root, job.teacher_checkpoints, context.device, job.caches)
+    parts = build(job.config, registry, job.data_root, job.teacher_checkpoints, context.device, job.caches, job.placed)
     if job.data:
         check_same_data(parts.data, job.data)
     Training(job, parts, registry, context, log).run()
@@ -201,13 +204,13 @@ class Training:
                     f"a wrong normalisation ({where}.normalize), or other data than it was trained on"
                 )
             self._row({"kind": "teacher", "name": name, **result, "parameters": teacher.count, **_cache_of(teacher)})
-        if AVERAGE in teachers.of_loss.values() and not any(map(_cache_of, teachers.by_name.values())):
+        if AVERAGE in teachers.of_loss.values() and all(isinstance(t, LiveTeacher) for t in teachers.by_name.values()):
             measured[AVERAGE] = self._evaluate(partial(teachers.logits, AVERAGE), "test", "teacher")
             self._row({"kind": "teacher", "name": AVERAGE, **measured[AVERAGE]})
         self.counters.teacher = measured or None
 
-    def _accuracy_of(self, name: str, teacher: LiveTeacher | CachedTeacher) -> dict[str, float]:
-        """On the test set: as measured when the cache was made, else now."""
+    def _accuracy_of(self, name: str, teacher: Teacher) -> dict[str, float]:
+        """On the test set: as measured when the cache was made, or where the teacher is placed, else now."""
         if teacher.accuracy:
             return teacher.accuracy
         live = teacher.live if isinstance(teacher, CachedTeacher) else teacher
@@ -521,5 +524,5 @@ class Training:
             self.log.progress(epochs=self._epochs(), **now)
 
 
-def _cache_of(teacher: LiveTeacher | CachedTeacher) -> dict[str, str]:
+def _cache_of(teacher: Teacher) -> dict[str, str]:
     return {"cache": teacher.where} if isinstance(teacher, CachedTeacher) else {}

@@ -31,7 +31,7 @@ class Errand:
     config: Config
     data_root: Path
     checkpoints: dict[str, str]
-    places: dict[str, Place]
+    places: dict[str, Place] = field(default_factory=dict)
     plugins: list[dict] = field(default_factory=list)
     local_sources: dict[str, str] = field(default_factory=dict)
     blocked: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,8 @@ from ..run.watch import Watch
 from ..teacher.check import usable_caches
 from ..teacher.setup import Place
 from ..testing.mixed import check_mixed
+from .answering import Errand
+from .placement import AskingPool, TeacherPool, place, placed_teachers
 from .ray_train import run_on_ray
 from .session import RaySession, share_out
 from .worker import Assignment, disk_is_full, train_here
@@ -282,7 +284,6 @@ class Experiment:
 
     def _train(self, run: RunFolder, config: Config, teachers: dict[str, str], caches: dict[str, Place]) -> None:
         shutil.rmtree(run.path / "failures", ignore_errors=True)
-        job = Job(config, run.path, self.project.data, teachers, caches, run.data)
 
         def on_row(row: dict) -> None:
             screen.row(row)
@@ -300,9 +301,11 @@ class Experiment:
             self.console.training(run, config) as screen,
             Tracking(config, self.registry, _about(run, config), self.console.say) as tracking,
             Watch(run.path, on_row, screen.progress),
+            self._placed(config, teachers, caches) as placed,
         ):
+            job, token = Job(config, run.path, self.project.data, teachers, caches, placed, run.data), run.new_token()
             if config.scale.num_workers == 0:
-                train_here(job, self.registry, Context(device=device_here(config)), FileLog(run.path, run.new_token()))
+                train_here(job, self.registry, Context(device=device_here(config)), FileLog(run.path, token))
                 return
             cpus, use_gpu = share_out(config.scale, self.session.nodes())
             assignment = Assignment(
@@ -310,10 +313,30 @@ class Experiment:
                 self.registry.fingerprint(),
                 self.registry.local_sources(),
                 tuple(self.registry.host.blocked),
-                run.new_token(),
+                token,
                 threads=max(1, int(cpus)),
             )
             run_on_ray(self.session, assignment, config.scale.num_workers, cpus, use_gpu, config.scale.max_failures)
+
+    @contextlib.contextmanager
+    def _placed(
+        self, config: Config, checkpoints: dict[str, str], caches: dict[str, Place]
+    ) -> Iterator[dict[str, AskingPool]]:
+        """The ways to the teachers that answer in actors of their own; a cache goes before."""
+        with contextlib.ExitStack() as stack:
+            found = {}
+            for name, section in placed_teachers(config, caches).items():
+                errand = Errand(
+                    *(config, self.project.data, checkpoints, {}),
+                    self.registry.fingerprint(),
+                    self.registry.local_sources(),
+                    tuple(self.registry.host.blocked),
+                    threads=max(1, int(section.placement.cpus)),
+                )
+                pool = stack.enter_context(TeacherPool(name, section.placement, errand, config.scale.max_failures))
+                stack.enter_context(self.session.hold(pool.taken()))
+                found[name] = AskingPool(pool.names, section.placement.ahead)
+            yield found
 
     # -- where -------------------------------------------------------------------------------------------------------
 
@@ -326,11 +349,16 @@ class Experiment:
         """Ray for the whole experiment, where it has workers; the cluster's capacity is checked before anything
         else."""
         check_batch(config)
-        if config.scale.num_workers == 0:
+        placed = placed_teachers(config)
+        if config.scale.num_workers == 0 and not placed:
             yield
             return
         with RaySession(self.address or self.project.ray_address) as self.session:
-            share_out(config.scale, self.session.nodes())
+            nodes = self.session.nodes()
+            for name, section in placed.items():
+                nodes = place(name, section.placement, nodes)
+            if config.scale.num_workers:
+                share_out(config.scale, nodes)
             yield
 
     @contextlib.contextmanager

@@ -73,7 +73,7 @@ class Pool:
                 self.ray.get(entry[1])  # what it found wrong while it prepared is told in its own words
                 answer = self.ray.get(done)
             except self.ray.exceptions.RayTaskError as error:
-                raise _own(error) from error
+                raise own_error(error) from error
             except self.ray.exceptions.RayActorError as error:
                 self.failures += 1
                 if self.failures > self.max_failures:
@@ -90,7 +90,7 @@ class Pool:
             on_done(task, answer)
 
 
-def _own(error) -> KdrayError:
+def own_error(error) -> KdrayError:
     if isinstance(error.cause, KdrayError):
         return error.cause
     return RunFailed(f"a worker failed:\n{tail(str(error))}")

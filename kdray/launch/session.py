@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
@@ -25,6 +26,7 @@ SETTINGS = {
 class RaySession:
     def __init__(self, address: str | None = None):
         self.address = address or os.environ.get("RAY_ADDRESS")
+        self.held: list[tuple[str, dict[str, float]]] = []
 
     def __enter__(self) -> RaySession:
         joins = bool(self.address) and self.address != "local"
@@ -54,8 +56,19 @@ class RaySession:
             self.ray.shutdown()
 
     def nodes(self) -> list[dict[str, float]]:
-        """Resources of each living node."""
-        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        """Resources of each living node, without what `hold` speaks of."""
+        found = {node["NodeID"]: dict(node["Resources"]) for node in self.ray.nodes() if node["Alive"]}
+        for node, resources in self.held:
+            for key, value in resources.items() if node in found else ():
+                found[node][key] = found[node].get(key, 0.0) - value
+        return list(found.values())
+
+    @contextlib.contextmanager
+    def hold(self, taken: list[tuple[str, dict[str, float]]]):
+        """While it is open, these resources of nodes are somebody's."""
+        self.held += taken
+        yield
+        del self.held[-len(taken) :]
 
 
 def _refuse_unreachable(address: str) -> None:

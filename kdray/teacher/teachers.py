@@ -10,18 +10,21 @@ from torch import Tensor
 from ..distiller import Outputs
 from .cached import CachedTeacher
 from .live import LiveTeacher
+from .placed import PlacedTeacher
 from .store import Found
 
 AVERAGE = "average"
 
-Stored = dict[str, dict[str, Found]]
-"""What is stored about the pictures of a batch: by teacher, by kind of pictures."""
+Teacher = LiveTeacher | CachedTeacher | PlacedTeacher
+Stored = dict[str, dict[str, Found] | Outputs]
+"""What is known about the pictures of a batch before it is shown: by teacher, what is stored, by kind of pictures; or
+what one that is placed elsewhere says."""
 
 
 class Teachers:
     """`of_loss` maps the label of every loss to the name of its teacher, `average`, or None."""
 
-    def __init__(self, by_name: dict[str, LiveTeacher | CachedTeacher], of_loss: dict[str, str | None]):
+    def __init__(self, by_name: dict[str, Teacher], of_loss: dict[str, str | None]):
         self.by_name, self.of_loss = by_name, of_loss
 
     def heard(self, labels: Collection[str]) -> set[str]:
@@ -32,15 +35,17 @@ class Teachers:
     def stored(
         self, ids: list[Tensor], view: int, labels: Collection[str], following: int | None = None
     ) -> Iterator[Stored]:
-        """What caches hold for the losses `labels`, of the samples `ids` (b,) a batch, as they look in `view`.
-        following: the view of the next epoch, where there is one."""
-        cached = {
-            name: teacher.batches(ids, view, following)
-            for name in self.heard(labels)
-            if isinstance(teacher := self.by_name[name], CachedTeacher)
-        }
+        """What caches hold and placed teachers say for the losses `labels`, of the samples `ids` (b,) a batch, as they
+        look in `view`. following: the view of the next epoch, where there is one."""
+        known = {}
+        for name in self.heard(labels):
+            match self.by_name[name]:
+                case CachedTeacher() as teacher:
+                    known[name] = teacher.batches(ids, view, following)
+                case PlacedTeacher() as teacher:
+                    known[name] = teacher.batches(ids, view)
         for _ in ids:
-            yield {name: next(batches) for name, batches in cached.items()}
+            yield {name: next(batches) for name, batches in known.items()}
 
     def __call__(
         self, pictures: Tensor, views: dict[str, Tensor], labels: Collection[str], stored: Stored
@@ -57,6 +62,8 @@ class Teachers:
         teacher = self.by_name[name]
         if isinstance(teacher, CachedTeacher):
             return teacher.answer(stored[name], pictures, views)
+        if isinstance(teacher, PlacedTeacher):
+            return stored[name]
         outputs = teacher(pictures)
         outputs.views = {view: teacher(x) for view, x in views.items()}
         return outputs
