@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from . import cache, doctor, evaluate, list_, plugins, precompute, resume, schema, show, train, validate
+from . import cache, doctor, evaluate, list_, plugins, precompute, resume, schema, show, train, tune, validate
 from .verbs import Verbs
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("precompute")(precompute.precompute)
+app.command("tune")(tune.tune)
 app.command("resume")(resume.resume)
 app.command("evaluate")(evaluate.evaluate)
 app.command("show")(show.show)
