@@ -31,7 +31,7 @@ def runs(
 
 def brief(row: dict) -> dict:
     """What the table shows of a row of `kdray.run.folder.list_runs`."""
-    return {"name": row["name"], "state": row["state"], "at": _at(row), "last": row["last"], "best": row["best"]}
+    return {**{key: row[key] for key in ("name", "state", "last", "best")}, "at": _at(row)}
 
 
 def _at(row: dict) -> str:
