@@ -88,8 +88,9 @@ def _plan_text(plan: dict) -> str:
     stops = f", {plan['scheduler']} stops the worse ones early" if plan["scheduler"] != "none" else ""
     lines = [
         f"{plan['name']}: {plan['trials']} trials by {plan['searcher']}{stops}",
-        f"  metric   {', '.join(plan['metric'])}: {plan['train']:,} training, {plan['validation']:,} validation samples",
-        f"  budget   {plan['epochs_of_full_trials']:,} epochs, were no trial stopped, and {plan['epochs']:,} of the winner",
+        f"  metric   {', '.join(plan['metric'])}",
+        f"  data     {plan['train']:,} training, {plan['validation']:,} validation samples",
+        f"  budget   {plan['epochs_of_full_trials']:,} epochs, were none stopped early; {plan['epochs']:,} of the winner",
     ]
     if plan["trial_workers"] > 1:
         lines.append(f"  workers  {plan['trial_workers']} a trial, a Ray Train run each")

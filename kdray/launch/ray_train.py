@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 from ..errors import KdrayError, RunFailed
+from .groups import sweep_own
 from .session import RaySession
 from .worker import Assignment, as_error, failures, final_failure, work
 
@@ -64,12 +65,11 @@ def run_on_ray(
 ) -> None:
     """Raises the worker's own error, or RunFailed when workers were lost more often than `max_failures`."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     folder = assignment.job.folder
     scratch = folder / ".ray"
     resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
-    trainer = TorchTrainer(
+    trainer = _trainer_class()(
         _train_fn,
         train_loop_config={"assignment": assignment},
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
@@ -80,7 +80,6 @@ def run_on_ray(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    before = _placement_groups()
     outcome: list[BaseException | None] = []
 
     def fit():
@@ -97,7 +96,7 @@ def run_on_ray(
         while thread.is_alive() and not _overdue(folder):
             thread.join(0.2)
     finally:
-        _sweep(before)
+        sweep_own()
         shutil.rmtree(scratch, ignore_errors=True)
     if final := final_failure(folder):
         raise as_error(final)
@@ -126,16 +125,14 @@ def _lost(error: BaseException, echoes: list[dict], max_failures: int) -> str:
     )
 
 
-def _placement_groups() -> set[str]:
-    from ray.util import placement_group_table
+def _trainer_class():
+    """Ray's, without the detached actor that waits for the controller's death: it never ends where Ray has no
+    dashboard. `sweep_own` does its work."""
+    from ray.train.torch import TorchTrainer
 
-    return {key for key, group in placement_group_table().items() if group["state"] != "REMOVED"}
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self):
+            found = super()._create_default_callbacks()
+            return [callback for callback in found if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
-
-def _sweep(before: set[str]) -> None:
-    """Free what a failed start leaves reserved: Ray keeps its placement group until the session ends."""
-    from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    for key in _placement_groups() - before:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
+    return Trainer

@@ -1,7 +1,8 @@
 """`kdray tune`: a search over the values of a config, and the ordinary run of its winner.
 
-Teachers are trained and their answers are stored once, before the first trial; Ray Tune chooses and stops trials
-(tune_ray.py), each of which is a run in a folder of its own (tune_trial.py). What the driver tells of them it reads there.
+Teachers are trained and their answers are stored once, before the first trial. Ray Tune chooses and stops trials
+(tune_ray.py), each of which is a run in a folder of its own (tune_trial.py); what the driver tells of them it reads
+there.
 """
 
 from __future__ import annotations
@@ -173,7 +174,9 @@ class Tune(Experiment):
         try:
             path.mkdir(parents=True)
             (path / "command.txt").write_text(self.command + "\n")
-            (path / "environment.json").write_text(json.dumps(environment(self.registry.fingerprint()), indent=2) + "\n")
+            (path / "environment.json").write_text(
+                json.dumps(environment(self.registry.fingerprint()), indent=2) + "\n"
+            )
             write_json(path / "data.json", {"fingerprint": data.fingerprint(), "recipe": "of a search"})
             (path / "tune.yaml").write_text(prepared.text)
             run.set_status("created")
@@ -283,8 +286,8 @@ class Tune(Experiment):
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told from the trial's folder
         trainable = tune.with_resources(tune.with_parameters(trial, search=search), share.of_a_trial())
         self.console.say(
-            f"search {run.path}: {settings.count} trials of {config.schedule.epochs} epochs, {share.at_once} at a time; "
-            f"{settings.searcher}" + (f", {settings.stops}" if settings.stops != "none" else "")
+            f"search {run.path}: {settings.count} trials of {config.schedule.epochs} epochs, {share.at_once} at a "
+            f"time; {settings.searcher}" + (f", {settings.stops}" if settings.stops != "none" else "")
         )
         screen = Screen(self.console, run.path, settings.count, settings.metrics)
         Telling.folder, Telling.screen = run.path, screen

@@ -150,9 +150,7 @@ def _scheduler(config: TuneConfig, epochs: int):
         judged = {"time_attr": "epoch"}  # the metric comes from the Tuner
     grace = config.grace or max(1, epochs // 9)
     if config.searcher == "pbt":
-        draws = {
-            p: [json.dumps(v) for v in d.values] if d.is_discrete else _domain(d) for p, d in config.space.items()
-        }
+        draws = {p: [json.dumps(v) for v in d.values] if d.is_discrete else _domain(d) for p, d in config.space.items()}
         return PopulationBasedTraining(
             **judged,
             perturbation_interval=config.interval or max(1, epochs // 10),

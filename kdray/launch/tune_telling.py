@@ -12,7 +12,7 @@ from ..run.trials import Screen
 
 
 class Telling(Callback):
-    """Ray Tune writes its callbacks down and reads them again when a search goes on: what they tell is none of theirs."""
+    """Ray Tune writes its callbacks down, and reads them again when a search goes on: so they hold nothing."""
 
     folder: ClassVar[Path]
     screen: ClassVar[Screen]

@@ -1,8 +1,8 @@
-"""What happens in one trial of `kdray tune`: an ordinary run in a folder of its own, which looks at no test set and tells
-Ray Tune of each epoch.
+"""What happens in one trial of `kdray tune`: an ordinary run in a folder of its own, which looks at no test set and
+tells Ray Tune of each epoch.
 
-What a trial needs to go on after an interruption is in its folder, as in that of any run. Only population-based training
-hands checkpoints to Ray Tune: there a trial goes on from another's.
+What a trial needs to go on after an interruption is in its folder, as in that of any run. Only population-based
+training hands checkpoints to Ray Tune: there a trial goes on from another's.
 """
 
 from __future__ import annotations
@@ -100,9 +100,7 @@ def trial(drawn: dict, search: Search) -> None:
         settings = TuneConfig.model_validate(read(search.text, "tune.yaml").value["tune"])
         _begin(run, config, search, registry, decode(settings, drawn), tune.get_checkpoint())
         torch.set_num_threads(max(1, int(search.cpus)))
-        job = Job(
-            config, run.path, search.data_root, search.checkpoints, search.caches, data=search.data, test=False
-        )
+        job = Job(config, run.path, search.data_root, search.checkpoints, search.caches, data=search.data, test=False)
         report = _Report(run, settings.searcher == "pbt")
         report.again()
         if config.scale.num_workers == 1:
@@ -159,7 +157,9 @@ def _adopt(source: Path, run: RunFolder, config: Config, values: dict) -> int:
     changed = {path.rpartition(".")[2]: value for path, value in values.items() if path.startswith("optimizer.")}
     for group in optimizer.get("param_groups", ()):
         if unknown := changed.keys() - group.keys():
-            raise ConfigError(f"optimizer.{unknown.pop()} cannot change in a run that has begun: take it out of the space")
+            raise ConfigError(
+                f"optimizer.{unknown.pop()} cannot change in a run that has begun: take it out of the space"
+            )
         group.update(changed)
     torch.save(optimizer, part / "optimizer.pt")
     write_json(part / "state.json", {**state, "digest": digest(config)})

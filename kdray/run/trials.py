@@ -75,5 +75,7 @@ class Screen:
     def _show(self) -> None:
         if self.live:
             best = winner(list(self.ended.values()), self.metrics[0])
-            leads = f", best {shown(self.metrics[0], best.metrics[self.metrics[0]])} (trial {best.number})" if best else ""
+            leads = (
+                f", best {shown(self.metrics[0], best.metrics[self.metrics[0]])} (trial {best.number})" if best else ""
+            )
             self.live.update(f"{len(self.ended)}/{self.total} trials ended, {len(self.running)} running{leads}")
