@@ -90,7 +90,7 @@ def _plan_text(plan: dict) -> str:
         f"{plan['name']}: {plan['trials']} trials by {plan['searcher']}{stops}",
         f"  metric   {', '.join(plan['metric'])}",
         f"  data     {plan['train']:,} training, {plan['validation']:,} validation samples",
-        f"  budget   {plan['epochs_of_full_trials']:,} epochs, were none stopped early; {plan['epochs']:,} of the winner",
+        f"  budget   {plan['epochs_of_full_trials']:,} epochs, were none stopped; {plan['epochs']:,} of the winner",
     ]
     if plan["trial_workers"] > 1:
         lines.append(f"  workers  {plan['trial_workers']} a trial, a Ray Train run each")
@@ -110,6 +110,8 @@ def _report(summary: dict) -> None:
     from ..run.trials import read_trials
 
     out, runs, first = Console(soft_wrap=True), summary["runs"], summary["metrics"][0]
+    if not out.is_terminal:
+        out.width = 10_000  # whoever reads a pipe looks for lines
     best, spent, full = summary["winner"], summary["epochs"], summary["epochs_of_full_trials"]
     out.print()
     out.print(table(read_trials(Path(summary["path"])), summary["metrics"]))

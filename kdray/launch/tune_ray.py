@@ -158,9 +158,9 @@ def _scheduler(config: TuneConfig, epochs: int):
             custom_explore_fn=partial(_inside, config),
         )
     match config.stops:
-        case "asha":  # max_t lies behind the end: a trial that gets there ends by itself
+        case "asha":
             reduction = config.reduction or 3
-            return ASHAScheduler(**judged, max_t=epochs + 1, grace_period=grace, reduction_factor=reduction)
+            return ASHAScheduler(**judged, max_t=epochs, grace_period=min(grace, epochs), reduction_factor=reduction)
         case "median":
             return MedianStoppingRule(**judged, grace_period=grace, min_samples_required=3)
     return FIFOScheduler()

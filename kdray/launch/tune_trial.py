@@ -101,7 +101,7 @@ def trial(drawn: dict, search: Search) -> None:
         _begin(run, config, search, registry, decode(settings, drawn), tune.get_checkpoint())
         torch.set_num_threads(max(1, int(search.cpus)))
         job = Job(config, run.path, search.data_root, search.checkpoints, search.caches, data=search.data, test=False)
-        report = _Report(run, settings.searcher == "pbt")
+        report = _Report(run, config.schedule.epochs, settings.searcher == "pbt")
         report.again()
         if config.scale.num_workers == 1:
             _train_here(job, registry, report)
@@ -112,6 +112,7 @@ def trial(drawn: dict, search: Search) -> None:
             run.set_status("failed", error=str(error) or type(error).__name__)
         raise
     run.set_status("finished")
+    report.end()
 
 
 def _begin(run: RunFolder, config: Config, search: Search, registry: Registry, values: dict, found) -> None:
@@ -169,10 +170,11 @@ def _adopt(source: Path, run: RunFolder, config: Config, values: dict) -> int:
 
 
 class _Report:
-    """Tells Ray Tune of epochs. shares: with the checkpoint of each."""
+    """Tells Ray Tune of epochs; of the last of them when all is written down: a scheduler may end the trial there.
+    shares: with the checkpoint of each."""
 
-    def __init__(self, run: RunFolder, shares: bool):
-        self.run, self.shares, self.epoch = run, shares, None
+    def __init__(self, run: RunFolder, epochs: int, shares: bool):
+        self.run, self.epochs, self.shares, self.epoch = run, epochs, shares, None
 
     def row(self, row: dict) -> None:
         """Leaves the trial (SystemExit) where Ray Tune ends it or interrupts it."""
@@ -191,7 +193,14 @@ class _Report:
         if rows and not (self.run.path / ".adopted").exists():
             self._tell(rows[-1], newest[-1] if self.shares and rows[-1]["step"] == step else None)
 
+    def end(self) -> None:
+        self._report(self.run.rows("epoch")[-1], None)
+
     def _tell(self, row: dict, saved: Path | None = None) -> None:
+        if row["epoch"] < self.epochs:
+            self._report(row, saved)
+
+    def _report(self, row: dict, saved: Path | None) -> None:
         from ray import tune
 
         told = {"epoch": row["epoch"], **numbers(row, self.run.path / checkpoint.BEST)}

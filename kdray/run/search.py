@@ -77,9 +77,10 @@ def table(trials: list[Trial], metrics: list[str]) -> Table:
     from rich.table import Table
 
     paths = list(dict.fromkeys(path for trial in trials for path in trial.values))
-    found = Table(title=f"{len(trials)} trials", title_justify="left")
+    found = Table(title=f"{len(trials)} trials", title_justify="left", box=None, pad_edge=False)
     for head in ("trial", *metrics, "epochs", *map(short, paths), "end"):
-        found.add_column(head, justify="left" if head == "end" else "right", overflow="fold")
+        lines = head.replace(".", "\n").replace("/", "\n")
+        found.add_column(lines, justify="left" if head == "end" else "right", overflow="fold", vertical="bottom")
     for trial in ranked(trials, metrics[0]):
         got = [shown(metric, trial.metrics[metric]) if metric in trial.metrics else "" for metric in metrics]
         tried = [value_text(trial.values[path]) if path in trial.values else "" for path in paths]
