@@ -13,6 +13,7 @@ import platform
 import tempfile
 import time
 from collections import Counter
+from math import ceil
 from pathlib import Path
 
 from .judge import fuzz
@@ -21,13 +22,13 @@ from .targets import TARGETS
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--examples", type=int, default=12_000, help="Inputs in all, shared out evenly.")
+    parser.add_argument("--examples", type=int, default=12_000, help="Inputs in all, shared out to the kinds.")
     parser.add_argument("--only", default="", help="Only kinds with this word in their name.")
     parser.add_argument("--out", type=Path, help="Write the table here as JSON.")
     given = parser.parse_args()
     out = given.out and given.out.absolute()
     targets = [target for target in TARGETS if given.only in target.name]
-    rows, faults = [], 0
+    shares, rows, faults = sum(target.share for target in targets), [], 0
     print(f"{'kind':34} {'inputs':>8} {'accepted':>9} {'refused':>8} {'seconds':>8}")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -35,7 +36,12 @@ def main() -> int:
             seen: Counter[bool] = Counter()
             began = time.monotonic()
             try:
-                fuzz(target, given.examples // len(targets), Path(folder), lambda accepted, s=seen: s.update([accepted]))
+                fuzz(
+                    target,
+                    ceil(given.examples * target.share / shares),
+                    Path(folder),
+                    lambda accepted, s=seen: s.update([accepted]),
+                )
                 fault = ""
             except AssertionError as error:
                 fault, faults = "\n".join([str(error), *getattr(error, "__notes__", [])]), faults + 1
@@ -46,7 +52,10 @@ def main() -> int:
                 print(f"    FAULT {fault[:3000]}", flush=True)
         os.chdir("/")
     if out:
-        out.write_text(json.dumps({"python": platform.python_version(), "date": time.strftime("%F"), "rows": rows}, indent=1) + "\n")
+        out.write_text(
+            json.dumps({"python": platform.python_version(), "date": time.strftime("%F"), "rows": rows}, indent=1)
+            + "\n"
+        )
     return 1 if faults else 0
 
 

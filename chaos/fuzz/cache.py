@@ -25,7 +25,13 @@ from .judge import Target
 
 SAMPLES = 50
 IDENTITY = {
-    "teacher": {"model": "convnet", "options": {"widths": [4]}, "weights": "0" * 64, "normalize": [[0.5], [0.2]], "precision": "fp32"},
+    "teacher": {
+        "model": "convnet",
+        "options": {"widths": [4]},
+        "weights": "0" * 64,
+        "normalize": [[0.5], [0.2]],
+        "precision": "fp32",
+    },
     "data": {"fingerprint": "1" * 64, "samples": SAMPLES},
     "pictures": {"pages": "pictures", "augmentation": [["crop", 1, {"padding": 1}]], "seeds": None},
     "stored": {"dtype": "fp16", "top_k": None},
@@ -35,7 +41,12 @@ ACCURACY = {"top1": 0.9, "top5": 1.0, "loss": 0.1, "samples": 10}
 
 def manifest(identity=IDENTITY, accuracy=ACCURACY) -> dict:
     """With the checksum of whatever is in it."""
-    return {"format": 1, "identity": identity, "accuracy": accuracy, "checksum": _checksum(Manifest(identity, accuracy))}
+    return {
+        "format": 1,
+        "identity": identity,
+        "accuracy": accuracy,
+        "checksum": _checksum(Manifest(identity, accuracy)),
+    }
 
 
 def _read_manifest(data: bytes, folder: Path) -> None:

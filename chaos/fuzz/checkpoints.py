@@ -12,16 +12,14 @@ from pathlib import Path
 
 import torch
 from hypothesis import strategies as st
-from safetensors.torch import load, save
+from safetensors.torch import save
 
-from kdray.engine.checkpoint import FORMAT, Counters
 from kdray.models.checkpoint import load_weights
 from kdray.models.convnet import ConvNet
 
-from .damage import DEEP, JUNK, spoiled_bytes, spoiled_json, spoiled_tree
+from .damage import DEEP, JUNK, spoiled_bytes, spoiled_tree
 from .judge import MARKER, Target
 
-DIGEST = "d" * 64
 WEIGHTS = {name: value.contiguous() for name, value in ConvNet([4], 10, 1).state_dict().items()}
 
 
@@ -36,14 +34,6 @@ def _torch(value, zipped: bool = True) -> bytes:
     file = io.BytesIO()
     torch.save(value, file, _use_new_zipfile_serialization=zipped)
     return file.getvalue()
-
-
-def _optimizer() -> dict:
-    layer = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
-    layer(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    return optimizer.state_dict()
 
 
 def _planted() -> list[bytes]:
@@ -72,7 +62,9 @@ def _other_header(draw) -> bytes:
 
 def _other_content() -> st.SearchStrategy[bytes]:
     """torch files of something else than weights."""
-    tensors = st.sampled_from([torch.ones(3), torch.ones(4, 1, 3, 3), torch.ones(()), torch.ones(2, dtype=torch.complex64)])
+    tensors = st.sampled_from(
+        [torch.ones(3), torch.ones(4, 1, 3, 3), torch.ones(()), torch.ones(2, dtype=torch.complex64)]
+    )
     sparse = st.just(torch.ones(4, 4).to_sparse())
     names = st.sampled_from([*WEIGHTS, "state_dict", "model", "module.fc.bias"])
     return st.one_of(JUNK, DEEP, st.dictionaries(names, st.one_of(tensors, sparse, JUNK), max_size=8)).map(_torch)
@@ -85,18 +77,12 @@ def _read_weights(given: tuple[str, bytes], folder: Path) -> None:
     load_weights(ConvNet([4], 10, 1), path)
 
 
-def _checkpoint() -> dict[str, bytes]:
-    state = {"format": FORMAT, **vars(Counters(step=8, epoch=1, digest=DIGEST, best={"epoch": 1, "top1": 0.5}))}
-    return {
-        "state.json": json.dumps(state).encode(),
-        "student.safetensors": save(WEIGHTS),
-        "distillers.safetensors": save({"bank": torch.ones(3, 2)}),
-        "optimizer.pt": _torch(_optimizer()),
-    }
-
-
 _SUFFIX = st.sampled_from([".pt", ".pth", ".safetensors", ".bin"])
 _ANY = st.one_of(
-    spoiled_bytes(WHOLE, TOKENS), _other_header(), _other_content(), spoiled_bytes(_planted(), most=1), st.sampled_from(_planted())
+    spoiled_bytes(WHOLE, TOKENS),
+    _other_header(),
+    _other_content(),
+    spoiled_bytes(_planted(), most=1),
+    st.sampled_from(_planted()),
 )
 TARGETS = [Target("weights: .pt, .pth, .safetensors", st.tuples(_SUFFIX, _ANY), _read_weights, ("weights.",))]

@@ -41,7 +41,8 @@ TOKENS = [
     "\nextends: other.yaml\n",
     "\nextends: .\n",
     "\nextends: /dev/zero\n",
-    "\nextends: '\\0'\n",
+    '\nextends: "\\0"\n',
+    '\nname: "\\0"\n',
     "\nstudent: {model: 'planted:factory'}\n",
     "9" * 5000,
     "1e999",
@@ -53,9 +54,9 @@ TOKENS = [
     "'",
     '"',
     "|\n",
-    "\n" + "".join(f"k{i}: {i}\n" for i in range(20_000)),
+    "\n" + "".join(f"k{i}: {i}\n" for i in range(5_000)),
     "\n" + "".join(f"k{i}: {{a: {{b: [1, 2]}}}}\n" for i in range(5_000)),
-    "losses: {" + ", ".join(f"l{i}: {{use: kd, temprature: 1}}" for i in range(3000)) + "}",
+    "losses: {" + ", ".join(f"l{i}: {{use: kd, temprature: 1}}" for i in range(2000)) + "}",
 ]
 TOML = b"""[paths]
 data = "data"
@@ -124,13 +125,31 @@ def _read_toml(text: bytes, folder: Path) -> None:
 @st.composite
 def _overrides(draw) -> list[str]:
     keys = st.sampled_from(
-        ["name", "seed", "data.batch_size", "data.augment", "losses.kd.temperature", "losses.kd", "losses", "teacher.model"]
-        + ["student.model", "schedule.milestones", "optimizer.lr", "extends", "run.dir", "teacher.cache", "a.b.c", "data.path"]
+        [
+            "name",
+            "seed",
+            "data.batch_size",
+            "data.augment",
+            "data.path",
+            "losses",
+            "losses.kd",
+            "losses.kd.temperature",
+            "teacher.model",
+            "teacher.cache",
+            "student.model",
+            "schedule.milestones",
+            "optimizer.lr",
+            "extends",
+            "run.dir",
+            "a.b.c",
+        ]
     )
     values = st.one_of(
         TEXTS, JUNK.map(json.dumps), st.sampled_from([token for token in TOKENS if len(token) < 20_000]), st.text()
     )
-    one = st.one_of(st.builds("{}={}".format, keys, values), st.text(max_size=30), st.builds("{}={}".format, TEXTS, values))
+    one = st.one_of(
+        st.builds("{}={}".format, keys, values), st.text(max_size=30), st.builds("{}={}".format, TEXTS, values)
+    )
     return draw(st.lists(one, min_size=1, max_size=3))
 
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 INTEGERS = st.sampled_from([0, 1, -1, 2, 7, 255, 2**31, 2**63, -(2**63) - 1, 10**30])
 TEXTS = st.one_of(
     st.text(max_size=12),
-    st.sampled_from(["", "\0", "~", "~nobody/x", "/", ".", "..", "a\nb", "planted:factory", "x" * 5000, "\ud800", "é", "NaN"]),
+    st.sampled_from(
+        ["", "\0", "~", "~nobody/x", "/", ".", "..", "a\nb", "planted:factory", "x" * 5000, "\ud800", "é", "NaN"]
+    ),
 )
 FLOATS = st.sampled_from([0.5, -1.5, 1e308, float("nan"), float("inf"), 1e-320])
 

@@ -84,13 +84,24 @@ def _spoiled(name: str) -> st.SearchStrategy[tuple[str, bytes]]:
         return spoiled_json([json.loads(data)]).map(lambda spoiled: (name, spoiled))
     if name.endswith(".jsonl"):
         rows = spoiled_tree([[json.loads(line) for line in data.splitlines()]], most=3)
-        lines = rows.map(lambda rows: "".join(json.dumps(row) + "\n" for row in (rows if isinstance(rows, list) else [rows])))
+        lines = rows.map(
+            lambda rows: "".join(json.dumps(row) + "\n" for row in (rows if isinstance(rows, list) else [rows]))
+        )
         return st.one_of(spoiled_bytes([data]), lines.map(str.encode)).map(lambda spoiled: (name, spoiled))
     return spoiled_bytes([data]).map(lambda spoiled: (name, spoiled))
 
 
-FILES = ["status.json", "metrics.jsonl", "data.json", "teachers.json", "environment.json", "summary.json", "config.yaml"]
+FILES = [
+    "status.json",
+    "metrics.jsonl",
+    "data.json",
+    "teachers.json",
+    "environment.json",
+    "summary.json",
+    "config.yaml",
+]
 FILES += ["progress.json", "command.txt", "student.safetensors", "failures/rank-0.json"]
 TARGETS = [
-    Target(f"run: {name}", st.deferred(lambda name=name: _spoiled(name)), _read, ("runs/one",)) for name in FILES
+    Target(f"run: {name}", st.deferred(lambda name=name: _spoiled(name)), _read, ("runs/one",), share=0.25)
+    for name in FILES
 ]

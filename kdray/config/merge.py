@@ -11,6 +11,8 @@ from ..errors import ConfigError, did_you_mean
 from .yaml import DEPTH, Document, Keys, Mark, Problem, dotted, read
 
 COMMAND_LINE = Mark("command line")
+LARGEST = 1_000_000
+"""Most bytes of a config; a file of another kind may have no end."""
 
 
 @dataclass
@@ -95,13 +97,16 @@ def merge(path: str | os.PathLike, overrides) -> tuple[Tree, str]:
 def _read_file(label: str, asked_by: Mark | None) -> tuple[str, Document]:
     where = f"{asked_by}: extends: " if asked_by else ""
     try:
-        raw = Path(label).read_bytes()
+        with open(label, "rb") as file:
+            raw = file.read(LARGEST + 1)
     except FileNotFoundError:
         folder = Path(label).parent
         near = did_you_mean(Path(label).name, [p.name for p in folder.glob("*.y*ml")]) if folder.is_dir() else ""
         raise ConfigError(f"{where}there is no file {label}.{near}") from None
     except OSError as error:
         raise ConfigError(f"{where}cannot read {label}: {error.strerror}") from None
+    if len(raw) > LARGEST:
+        raise ConfigError(f"{where}{label} is longer than {LARGEST:,} bytes, which no config is")
     doc = read(raw, label)
     if doc.value is None and not doc.problems:
         raise ConfigError(f"{label}: the file is empty: a config needs at least name, data, student, losses and so on")

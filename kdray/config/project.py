@@ -63,6 +63,8 @@ def find_project(start: str | os.PathLike | None = None) -> Project:
     root = file.parent if file else start
 
     def place(name: str) -> Path:
+        if "\0" in name:
+            raise ConfigError(f"{file}: {name!r} is not a path: the character U+0000 is not allowed")
         return Path(os.path.abspath(root / os.path.expanduser(name)))
 
     return Project(

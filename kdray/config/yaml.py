@@ -50,8 +50,8 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
 
-DEPTH = 50
-"""Most levels of a document, or of the key of an override."""
+VALUES, DEPTH = 20_000, 50
+"""Most values of a document; most levels of it, or of the key of an override."""
 
 _CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
 _CONSTANTS |= {f(k): v for k, v in _CONSTANTS.items() for f in (str.capitalize, str.upper)}
@@ -156,8 +156,8 @@ class _Reader:
 
     def value(self, node, path):
         self.doc.values[path] = self.at(node.start_mark.line, node.start_mark.column)
-        if len(self.doc.values) > 100_000:
-            raise yaml.composer.ComposerError(None, None, "more than 100,000 values", node.start_mark)
+        if len(self.doc.values) > VALUES:
+            raise yaml.composer.ComposerError(None, None, f"more than {VALUES:,} values", node.start_mark)
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path) if node.style is None else self.text(node, path)
         if node in self.open:
@@ -179,7 +179,10 @@ class _Reader:
             return math.nan
 
     def text(self, node, path):
-        """Quoted. JSON escapes a character beyond U+FFFF as two halves; half a character is none."""
+        """Quoted. JSON escapes a character beyond U+FFFF as two halves; half a character is none. No name has a NUL."""
+        if "\0" in node.value:
+            self.problem(node, path, "the character U+0000 is not allowed")
+            return ""
         try:
             return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:

@@ -13,7 +13,6 @@ from ..errors import MismatchError
 from .cache import THREADS, Cache
 from .shard import Opened, Shard
 
-
 Form = dict[str, tuple[torch.dtype, torch.Size]]
 """By the name of a stored tensor, its type and the shape of a row."""
 
@@ -58,8 +57,8 @@ class Reader:
         opened = self.cache.open(self.output, shard, self.samples)
         if form_of(opened.parts) != self.form:
             raise MismatchError(
-                f"{self.cache.where}/{self.output}/{shard.name} holds {form_of(opened.parts)}, and the manifest's answers "
-                f"are {self.form}. Remove the file, and `kdray precompute` computes it again."
+                f"{self.cache.where}/{self.output}/{shard.name} holds {form_of(opened.parts)}, and what is stored here "
+                f"is {self.form}. Remove the file, and `kdray precompute` computes it again."
             )
         return opened
 
