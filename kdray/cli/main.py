@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from . import cache, doctor, evaluate, list_, plugins, precompute, resume, schema, show, train, validate
+from . import cache, doctor, evaluate, list_, plugins, precompute, resume, runs, schema, show, train, validate
 from .verbs import Verbs
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("show")(show.show)
 app.command("validate")(validate.validate)
 app.command("schema")(schema.schema)
 app.command("list")(list_.list_)
+app.command("runs")(runs.runs)
 app.add_typer(cache.app, name="cache")
 app.add_typer(plugins.app, name="plugins")
 app.command("doctor")(doctor.doctor)
