@@ -92,7 +92,7 @@ def _read(file: Path) -> ProjectFile:
         for fault in explain(error, ProjectFile, value):
             lines.append(str(Problem(Mark(str(file)), dotted(fault.concerns), fault.text)))
         raise ConfigError("\n".join(lines)) from None
-    except RecursionError:
-        raise ConfigError(f"{file}: not TOML: too many levels of nesting") from None
-    except ValueError as error:  # TOML's own end with the line and the column
+    except tomllib.TOMLDecodeError as error:  # its message ends with the line and the column
         raise ConfigError(f"{file}: not TOML: {error}") from None
+    except (RecursionError, ValueError):
+        raise ConfigError(f"{file}: not TOML: too many levels of nesting, or digits of a number") from None
