@@ -1,4 +1,4 @@
-"""Searches in which something goes wrong or is stopped: trials with workers of their own, that fail, a killed driver."""
+"""Searches that are stopped or go wrong: trials with workers of their own, trials that fail, a killed driver."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_a_trial_that_fails_is_told_with_its_own_error(lab, ray_session, capfd):
 
 def test_a_search_of_which_all_trials_fail(lab, ray_session):
     tune = {"space": {"data.batch_size": {"grid": [2000, 3000]}}, "searcher": "grid"}
-    with pytest.raises(RunFailed, match="all 2 trials failed(.|\n)*do not fill one batch of 2000"):
+    with pytest.raises(RunFailed, match=r"all 2 trials failed(.|\n)*do not fill one batch of 2000"):
         search(lab, "all-fail", tune)
     assert RunFolder(lab.path / "runs" / "all-fail").status["state"] == "failed"
 
