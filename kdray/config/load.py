@@ -28,6 +28,9 @@ from .sections import check, filled, lists, sections
 from .tune import TuneConfig
 from .yaml import Mark, Problem, dotted, read
 
+TOLD = 100
+"""Most faults of an error."""
+
 __all__ = ["Loaded", "annotated_yaml", "digest", "load_config", "load_text", "to_yaml"]
 
 
@@ -77,11 +80,14 @@ def _resolve(tree: Tree, text: str, registry) -> Loaded:
         tune = TuneConfig.model_validate(tree.value["tune"])
         faults = list(space.faults(tree.value, tune, lambda value: _check(value, registry)[0]))
     told = {problem.path for problem in tree.problems}
-    problems = tree.problems + [_problem(tree, fault) for fault in faults if dotted(fault.path) not in told]
+    faults = [fault for fault in faults if dotted(fault.path) not in told]
+    problems = tree.problems + [_problem(tree, fault) for fault in faults[:TOLD]]
     if problems:
         order = {file: i for i, file in enumerate(tree.files)}
         problems.sort(key=lambda p: (order.get(p.mark.file, len(order)), p.mark.line, p.mark.column))
-        lines = dict.fromkeys(map(str, problems))
+        lines = list(dict.fromkeys(map(str, problems)))
+        if len(faults) > TOLD:
+            lines.append(f"and {len(faults) - TOLD} more")
         raise (PluginError if len(problems) == broken else ConfigError)("\n".join(lines))
     given = tree.value
     of_teachers = [("teachers", name, key) for name in given.get("teachers") or {} for key in ("checkpoint", "train")]
@@ -146,7 +152,10 @@ def _problem(tree: Tree, fault: Fault) -> Problem:
 def _removal(tree: Tree, path: tuple) -> str:
     """How to remove a key that is left in a section which an extending file or the command line has changed."""
     layers = [COMMAND_LINE.file, *tree.files]
-    siblings = {mark.file for p, mark in tree.keys.items() if len(p) == len(path) and p[:-1] == path[:-1]}
+    section = tree.value
+    for part in path[:-1]:
+        section = section[part]
+    siblings = {tree.keys[at].file for key in section if (at := (*path[:-1], key)) in tree.keys}
     newest = min(siblings, key=layers.index)
     if tree.keys[path].file == newest:
         return ""
