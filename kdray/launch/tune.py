@@ -245,10 +245,10 @@ class Tune(Experiment):
 
     def _check_accuracies(self, config: Config, parts: Parts) -> None:
         """Raises ConfigError for a teacher below its min_accuracy. Trials do not look: they have no test set."""
-        feed = Feed(parts.data.test, parts.data.evaluate, config.data.threads, parts.device)
         for name, section in config.all_teachers.items():
             if section.min_accuracy is not None:
                 teacher = parts.teachers.by_name[name]
+                feed = Feed(parts.data.test, parts.data.evaluate, config.data.threads, parts.device)
                 top1 = evaluate(lambda x, ask=teacher: ask(x).logits, parts.data.test, feed, Context())["top1"]
                 if top1 < section.min_accuracy:
                     raise ConfigError(

@@ -58,10 +58,14 @@ class Search:
     """Of a worker."""
     gpus: float = 0.0
 
+    @property
+    def tune(self) -> TuneConfig:
+        return TuneConfig.model_validate(read(self.text, "tune.yaml").value["tune"])
+
     def config(self, drawn: dict, name: str, registry: Registry) -> Config:
         """That of a trial with these values, `drawn` by the searcher."""
-        given = dict(read(self.text, "tune.yaml").value)
-        tune = TuneConfig.model_validate(given.pop("tune"))
+        given, tune = dict(read(self.text, "tune.yaml").value), self.tune
+        del given["tune"]
         found = load_text(write(put(given, decode(tune, drawn))), f"trial {name}", registry).config
         found = placed(found, tune, self.cpus, self.gpus, set(self.caches))
         changed = {"baseline": False, "trackers": []}
@@ -90,15 +94,15 @@ def trial(drawn: dict, search: Search) -> None:
     from ray import tune
 
     name = tune.get_context().get_trial_name()
-    run = RunFolder(search.folder / "trials" / name)
-    if run.status["state"] == "failed":
+    run, settings = RunFolder(search.folder / "trials" / name), search.tune
+    values = decode(settings, drawn)
+    if run.status["state"] == "failed" and _values(run) == values:
         raise RunFailed(run.status["error"])  # Ray tries again after a lost process; this would only happen again
     try:
         registry = Registry.load(blocked=search.blocked, local_sources=search.local_sources)
         check_fingerprint(search.plugins, registry.fingerprint())
         config = search.config(drawn, name, registry)
-        settings = TuneConfig.model_validate(read(search.text, "tune.yaml").value["tune"])
-        _begin(run, config, search, registry, decode(settings, drawn), tune.get_checkpoint())
+        _begin(run, config, search, registry, values, tune.get_checkpoint())
         torch.set_num_threads(max(1, int(search.cpus)))
         job = Job(config, run.path, search.data_root, search.checkpoints, search.caches, data=search.data, test=False)
         report = _Report(run, config.schedule.epochs, settings.searcher == "pbt")
@@ -116,9 +120,12 @@ def trial(drawn: dict, search: Search) -> None:
 
 
 def _begin(run: RunFolder, config: Config, search: Search, registry: Registry, values: dict, found) -> None:
-    """A folder for a new trial; the newest checkpoint in it of one that goes on, `found` where that is another's."""
-    if not (run.path / "values.json").exists():
-        shutil.rmtree(run.path, ignore_errors=True)  # interrupted while it was made
+    """A folder for a new trial; of one that goes on, what is in it, or the checkpoint `found` of another trial.
+
+    After a killed driver a trial may get other values than its number had before: then that was another trial."""
+    is_other = _values(run) != values
+    if is_other and not found:
+        shutil.rmtree(run.path, ignore_errors=True)
         RunFolder.create(
             run.path,
             config_text=to_yaml(config),
@@ -128,7 +135,7 @@ def _begin(run: RunFolder, config: Config, search: Search, registry: Registry, v
             recipe=digest(config),
         )
         write_json(run.path / "values.json", {"values": values, "history": [{"epoch": 0, "values": values}]})
-    elif found and _is_from_another(found.path, run):
+    elif found and (is_other or _is_from_another(found.path, run)):
         epoch = _adopt(Path(found.path), run, config, values)
         history = read_json(run.path / "values.json")["history"]
         now = {"epoch": epoch, "values": values, "from": Path(found.path).parent.name}
@@ -136,6 +143,11 @@ def _begin(run: RunFolder, config: Config, search: Search, registry: Registry, v
         (run.path / ".adopted").write_text(found.path)
     shutil.rmtree(run.path / "failures", ignore_errors=True)
     run.set_status("running")
+
+
+def _values(run: RunFolder) -> dict | None:
+    """Those that the folder's trial has; None where it was not begun."""
+    return (read_json(run.path / "values.json") or {}).get("values")
 
 
 def _is_from_another(path: str, run: RunFolder) -> bool:

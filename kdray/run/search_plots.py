@@ -8,7 +8,8 @@ parallel.png     a line a trial through its values, coloured by the metric
 from __future__ import annotations
 
 import json
-from math import log
+from dataclasses import replace
+from math import ceil, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ def draw(trials: list[Trial], space: dict[str, Dimension], metric: str, folder: 
     axes = [axis for axis in axes if axis.varies]
     drawn = {"history.png": _history(measured, metric)} if measured else {}
     if axes and len(measured) >= LEAST and len({trial.metrics[metric] for trial in measured}) > 1:
-        drawn["importance.png"] = _importance(measured, axes, metric)
+        drawn["importance.png"] = _importance(at_one_epoch(measured), axes, metric)
     if axes and len(measured) > 1:
         drawn["parallel.png"] = _parallel(measured, axes, metric)
     files = []
@@ -66,6 +67,15 @@ class Axis:
 
     def ticks(self) -> list[tuple[float, str]]:
         return [(self.place(value), value_text(value)) for value in self.dimension.values]
+
+
+def at_one_epoch(trials: list[Trial]) -> list[Trial]:
+    """Trials as of the last epoch that half of them have come to, without those that have not: a trial that was
+    stopped early is compared with what others were then."""
+    epoch = sorted((trial.epochs for trial in trials), reverse=True)[max(LEAST, ceil(len(trials) / 2)) - 1]
+    return [
+        replace(trial, epochs=epoch, metrics=row) for trial in trials for row in trial.history if row["epoch"] == epoch
+    ]
 
 
 def importances(trials: list[Trial], axes: list[Axis], metric: str) -> dict[str, float]:
@@ -106,7 +116,7 @@ def _importance(trials: list[Trial], axes: list[Axis], metric: str) -> Figure:
     bars = plot.barh([short(path) for path, _ in found], [share for _, share in found], color="#1f77b4")
     plot.bar_label(bars, [f"{share:.0%}" for _, share in found], padding=3)
     plot.set_xlim(0, 1.1)
-    plot.set_xlabel(f"importance for {metric} ({len(trials)} trials)")
+    plot.set_xlabel(f"importance for {metric} after {trials[0].epochs} epochs ({len(trials)} trials)")
     return figure
 
 
