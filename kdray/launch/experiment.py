@@ -378,7 +378,10 @@ class Experiment:
 def files_of(config: Config, project: Project) -> dict[str, Path]:
     """What a worker reads on its own node, whether it is there or not."""
     found = {"the data folder": Path(config.data.path or project.data / config.data.name)}
-    networks = {"the student": config.student, **{f"teacher {n}": t for n, t in config.all_teachers.items()}}
+    networks = {
+        "the student": config.student,
+        **{n if n == "teacher" else f"teacher {n}": t for n, t in config.all_teachers.items()},
+    }
     for name, network in networks.items():
         if network.checkpoint:
             found[f"the checkpoint of {name}"] = Path(network.checkpoint)

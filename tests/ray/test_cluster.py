@@ -18,7 +18,6 @@ from kdray.registry import Registry
 from kdray.run.console import Console
 from tests.conftest import Lab
 from tests.engine.test_stages import PLUGIN
-
 from tests.ray.clusters import cluster, far_node, wait_until
 
 NODE_OF_WORKER = """
@@ -98,7 +97,7 @@ def test_storage_that_one_node_does_not_see_is_refused_before_anything_is_writte
     first, *lines = str(caught.value).splitlines()
     assert first == "the cluster cannot run this:" and len(lines) == 2
     assert f"does not see {here.path / 'runs'} as it is here" in lines[0] and "on storage that every node" in lines[0]
-    assert f"the checkpoint of teacher teacher {mine} is not there" in lines[1]
+    assert f"the checkpoint of teacher {mine} is not there" in lines[1]
     assert not (here.path / "runs").exists()
 
 
