@@ -22,6 +22,7 @@ from ..data.build import Data, load_data
 from ..distiller import Distiller
 from ..engine.build import Parts, build, new_optimizer
 from ..engine.context import Context
+from ..engine.sharding import check_sharding
 from ..engine.train import Job, check_last_batch, check_same_data
 from ..errors import ConfigError, MismatchError
 from ..registry import Registry
@@ -96,6 +97,7 @@ class Experiment:
         given = {name: t.checkpoint for name, t in config.all_teachers.items() if t.checkpoint}
         parts = build(config, self.registry, self.project.data, given, torch.device("cpu"))
         check_last_batch(config, len(parts.data.train), config.scale.num_workers)
+        check_sharding(config, parts.objective)
         if trained := [p for p in parts.objective.parameters() if p.requires_grad]:
             new_optimizer(config, self.registry, trained)
         for label, loss in config.losses.items() if config.data.mix else ():
