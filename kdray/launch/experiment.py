@@ -315,7 +315,10 @@ class Experiment:
                 return
             cpus, use_gpu = share_out(config.scale, self.session.nodes())
             assignment = Assignment(job, Code.of(self.registry), token, threads=max(1, int(cpus)))
-            run_on_ray(self.session, assignment, config.scale.num_workers, cpus, use_gpu, config.scale.max_failures)
+            scale = config.scale
+            run_on_ray(
+                *(self.session, assignment, scale.num_workers, cpus, use_gpu, scale.max_failures), self.console.say
+            )
 
     @contextlib.contextmanager
     def _placed(

@@ -136,6 +136,11 @@ def resources(cpus: float, use_gpu: bool) -> dict[str, float]:
     return {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
 
 
+def room(nodes: list[dict[str, float]], each: dict[str, float]) -> int:
+    """How many times these resources fit on the nodes."""
+    return sum(min(int(node.get(key, 0.0) / value + 1e-9) for key, value in each.items()) for node in nodes)
+
+
 def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float, bool]:
     """CPUs a worker, and whether each gets a GPU. Raises ConfigError when the nodes have less than asked, with flags
     that would fit."""
@@ -152,7 +157,7 @@ def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float,
         )
 
     def hold(each: float) -> int:
-        return sum(int(n / each + 1e-9) for n in cpus)
+        return room(nodes, {"CPU": each})
 
     if scale.cpus_per_worker is not None:
         each = scale.cpus_per_worker
