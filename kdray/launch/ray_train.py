@@ -19,7 +19,6 @@ from .lookout import Lookout
 from .session import RaySession, resources
 from .worker import Assignment, as_error, failures, final_failure, work
 
-
 JOINED_STARTS = 11
 """How often Ray tries to start a group, a minute each, where a lost node may be replaced or others hold its room."""
 
