@@ -14,7 +14,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import KdrayError, RunFailed
+from ..errors import KdrayError, RunFailed, Stopped
+from ..run.asking import has_stopped
 from .lookout import Lookout
 from .session import RaySession, resources
 from .worker import Assignment, as_error, failures, final_failure, work
@@ -73,7 +74,7 @@ def run_on_ray(
     max_failures: int,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Raises the worker's own error, or RunFailed when workers were lost more often than `max_failures`."""
+    """Raises the worker's own error, RunFailed when workers were lost more often than `max_failures`, or Stopped."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -117,6 +118,8 @@ def run_on_ray(
         shutil.rmtree(scratch, ignore_errors=True)
     if final := final_failure(folder):
         raise as_error(final)
+    if has_stopped(folder):
+        raise Stopped("stopped, with a checkpoint")
     for cause in getattr(outcome[0], "worker_failures", {}).values():
         if isinstance(cause, KdrayError):  # of a worker that could not write into the run folder
             raise cause

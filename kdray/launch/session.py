@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 
@@ -45,6 +47,7 @@ class RaySession:
         for key, value in SETTINGS.items():
             if not (joins and key == "RAY_AUTH_MODE"):  # a cluster has its own way of authentication
                 os.environ.setdefault(key, value)
+        handler = signal.getsignal(signal.SIGTERM)
         import ray
 
         self.ray, self.started = ray, not ray.is_initialized()
@@ -61,6 +64,9 @@ class RaySession:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 where = f"the Ray cluster at {self.address}" if joins else "Ray on this machine"
                 raise ConfigError(f"{where} could not be reached: {error}") from error
+            finally:
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place
         return self
 
     def __exit__(self, *_):
@@ -89,7 +95,7 @@ class RaySession:
             return
         group = placement_group([each for each in wanted if each], strategy="PACK")
         try:
-            told, patience = 0.0, 2.0  # what has just ended may still hold something
+            told, patience = -math.inf, 2.0  # what has just ended may still hold something
             while not group.wait(patience):
                 if time.monotonic() - told > WAITING_EVERY:
                     told = time.monotonic()
