@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 
@@ -45,6 +47,7 @@ class RaySession:
         for key, value in SETTINGS.items():
             if not (joins and key == "RAY_AUTH_MODE"):  # a cluster has its own way of authentication
                 os.environ.setdefault(key, value)
+        handler = signal.getsignal(signal.SIGTERM)
         import ray
 
         self.ray, self.started = ray, not ray.is_initialized()
@@ -61,6 +64,9 @@ class RaySession:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 where = f"the Ray cluster at {self.address}" if joins else "Ray on this machine"
                 raise ConfigError(f"{where} could not be reached: {error}") from error
+            finally:
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place
         return self
 
     def __exit__(self, *_):
@@ -89,7 +95,7 @@ class RaySession:
             return
         group = placement_group([each for each in wanted if each], strategy="PACK")
         try:
-            told, patience = 0.0, 2.0  # what has just ended may still hold something
+            told, patience = -math.inf, 2.0  # what has just ended may still hold something
             while not group.wait(patience):
                 if time.monotonic() - told > WAITING_EVERY:
                     told = time.monotonic()
@@ -136,6 +142,11 @@ def resources(cpus: float, use_gpu: bool) -> dict[str, float]:
     return {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
 
 
+def room(nodes: list[dict[str, float]], each: dict[str, float]) -> int:
+    """How many times these resources fit on the nodes."""
+    return sum(min(int(node.get(key, 0.0) / value + 1e-9) for key, value in each.items()) for node in nodes)
+
+
 def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float, bool]:
     """CPUs a worker, and whether each gets a GPU. Raises ConfigError when the nodes have less than asked, with flags
     that would fit."""
@@ -152,7 +163,7 @@ def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float,
         )
 
     def hold(each: float) -> int:
-        return sum(int(n / each + 1e-9) for n in cpus)
+        return room(nodes, {"CPU": each})
 
     if scale.cpus_per_worker is not None:
         each = scale.cpus_per_worker
