@@ -11,13 +11,18 @@ import shutil
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import KdrayError, RunFailed, Stopped
 from ..run.asking import has_stopped
 from .groups import sweep_own
-from .session import RaySession
+from .lookout import Lookout
+from .session import RaySession, resources
 from .worker import Assignment, as_error, failures, final_failure, work
+
+JOINED_STARTS = 11
+"""How often Ray tries to start a group, a minute each, where a lost node may be replaced or others hold its room."""
 
 
 def _train_fn(config: dict) -> None:
@@ -62,25 +67,33 @@ def _fails_for_good(folder: Path, patience: float = 3.0) -> bool:
 
 
 def run_on_ray(
-    session: RaySession, assignment: Assignment, num_workers: int, cpus: float, use_gpu: bool, max_failures: int
+    session: RaySession,
+    assignment: Assignment,
+    num_workers: int,
+    cpus: float,
+    use_gpu: bool,
+    max_failures: int,
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Raises the worker's own error, RunFailed when workers were lost more often than `max_failures`, or Stopped."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     folder = assignment.job.folder
-    scratch = folder / ".ray"
-    resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+    scratch, each = folder / ".ray", resources(cpus, use_gpu)
+    starts = JOINED_STARTS if session.joined else 2
     trainer = _trainer_class()(
         _train_fn,
         train_loop_config={"assignment": assignment},
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=each),
         run_config=RunConfig(
             name="group",
             storage_path=str(scratch),
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=1),
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=starts - 1),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    lookout = Lookout(session, num_workers, each, say) if session.joined else None
     outcome: list[BaseException | None] = []
 
     def fit():
@@ -96,6 +109,8 @@ def run_on_ray(
     try:
         while thread.is_alive() and not _overdue(folder):
             thread.join(0.2)
+            if lookout:
+                lookout.look()
     finally:
         sweep_own()
         shutil.rmtree(scratch, ignore_errors=True)
@@ -106,6 +121,11 @@ def run_on_ray(
     for cause in getattr(outcome[0], "worker_failures", {}).values():
         if isinstance(cause, KdrayError):  # of a worker that could not write into the run folder
             raise cause
+    if isinstance(getattr(outcome[0], "controller_failure", None), WorkerGroupStartupTimeoutError):
+        raise RunFailed(
+            f"Ray could not start {num_workers} workers of {each['CPU']:g} CPU{'s' if each['CPU'] != 1 else ''} in "
+            f"{starts} attempts: somebody else holds what they need, or it vanished. `kdray resume` goes on later."
+        ) from outcome[0]
     if outcome[0] is not None:
         raise RunFailed(_lost(outcome[0], failures(folder), max_failures)) from outcome[0]
 

@@ -10,6 +10,7 @@ from kdray.data.build import load_data
 from kdray.engine.train import Job
 from kdray.launch.groups import sweep_orphans
 from kdray.launch.ray_train import run_on_ray
+from kdray.launch.session import RaySession
 from kdray.launch.worker import Assignment
 from kdray.registry import Registry
 from kdray.run.folder import RunFolder
@@ -20,7 +21,8 @@ class Driver:
     """What a trial of a search is: a process that starts workers and waits for them."""
 
     def run(self, assignment):
-        run_on_ray(None, assignment, num_workers=2, cpus=0.5, use_gpu=False, max_failures=0)
+        with RaySession() as session:
+            run_on_ray(session, assignment, num_workers=2, cpus=0.5, use_gpu=False, max_failures=0)
 
 
 def start(lab, name):
