@@ -33,6 +33,7 @@ from ..run.folder import RunFolder, environment, refuse_taken, write_json
 from ..run.search import write_results
 from ..run.trials import Screen, Trial, read_trials, winner
 from ..teacher.setup import Place
+from .code import Code
 from .experiment import Experiment, check_same_plugins
 from .precompute import Precompute
 from .session import RaySession
@@ -198,9 +199,7 @@ class Tune(Experiment):
                 data=data.fingerprint(),
                 checkpoints=checkpoints,
                 caches=caches,
-                plugins=self.registry.fingerprint(),
-                local_sources=self.registry.local_sources(),
-                blocked=tuple(self.registry.host.blocked),
+                code=Code.of(self.registry),
                 cpus=share.cpus,
                 gpus=share.gpus,
             )

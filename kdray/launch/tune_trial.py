@@ -8,12 +8,11 @@ training hands checkpoints to Ray Tune: there a trial goes on from another's.
 from __future__ import annotations
 
 import json
-import os
 import queue
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.dump import write
@@ -26,12 +25,13 @@ from ..engine import checkpoint
 from ..engine.context import Context
 from ..engine.train import Job
 from ..errors import ConfigError, RunFailed
-from ..registry import Registry, check_fingerprint
+from ..registry import Registry
 from ..run.folder import RunFolder, read_json, write_json
 from ..run.metrics import FileLog
 from ..run.trials import numbers
 from ..run.watch import Watch
 from ..teacher.setup import Place
+from .code import Code
 from .experiment import device_here
 from .ray_train import run_on_ray
 from .session import RaySession
@@ -51,9 +51,7 @@ class Search:
     checkpoints: dict[str, str]
     """The file of its weights by teacher."""
     caches: dict[str, Place]
-    plugins: list[dict]
-    local_sources: dict[str, str] = field(default_factory=dict)
-    blocked: tuple[str, ...] = ()
+    code: Code
     cpus: float = 1.0
     """Of a worker."""
     gpus: float = 0.0
@@ -99,8 +97,7 @@ def trial(drawn: dict, search: Search) -> None:
     if run.status["state"] == "failed" and _values(run) == values:
         raise RunFailed(run.status["error"])  # Ray tries again after a lost process; this would only happen again
     try:
-        registry = Registry.load(blocked=search.blocked, local_sources=search.local_sources)
-        check_fingerprint(search.plugins, registry.fingerprint())
+        registry = search.code.load()
         config = search.config(drawn, name, registry)
         _begin(run, config, search, registry, values, tune.get_checkpoint())
         torch.set_num_threads(max(1, int(search.cpus)))
@@ -110,7 +107,7 @@ def trial(drawn: dict, search: Search) -> None:
         if config.scale.num_workers == 1:
             _train_here(job, registry, report)
         else:
-            _train_on_ray(job, registry, search, report)
+            _train_on_ray(job, search, report)
     except Exception as error:
         if run.path.exists():
             run.set_status("failed", error=str(error) or type(error).__name__)
@@ -123,8 +120,9 @@ def _begin(run: RunFolder, config: Config, search: Search, registry: Registry, v
     """A folder for a new trial; of one that goes on, what is in it, or the checkpoint `found` of another trial.
 
     After a killed driver a trial may get other values than its number had before: then that was another trial."""
-    is_other = _values(run) != values
-    if is_other and not found:
+    had = _values(run)
+    is_other = had is not None and had != values
+    if had is None or (is_other and not found):
         shutil.rmtree(run.path, ignore_errors=True)
         RunFolder.create(
             run.path,
@@ -135,7 +133,7 @@ def _begin(run: RunFolder, config: Config, search: Search, registry: Registry, v
             recipe=digest(config),
         )
         write_json(run.path / "values.json", {"values": values, "history": [{"epoch": 0, "values": values}]})
-    elif found and (is_other or _is_from_another(found.path, run)):
+    if found and (had is None or is_other or _is_from_another(found.path, run)):
         epoch = _adopt(Path(found.path), run, config, values)
         history = read_json(run.path / "values.json")["history"]
         now = {"epoch": epoch, "values": values, "from": Path(found.path).parent.name}
@@ -158,27 +156,20 @@ def _is_from_another(path: str, run: RunFolder) -> bool:
 
 
 def _adopt(source: Path, run: RunFolder, config: Config, values: dict) -> int:
-    """Make another trial's checkpoint this one's, with the values of this config. Returns its epoch."""
-    import torch
-
-    folder = run.path / "checkpoints"
-    shutil.rmtree(folder, ignore_errors=True)
-    state = json.loads((source / "state.json").read_text())
-    final = folder / f"step-{state['step']:09d}"
-    shutil.copytree(source, part := folder / f".writing-{final.name}")
-    optimizer = torch.load(part / "optimizer.pt", weights_only=True, map_location="cpu")
+    """Go on from another trial's checkpoint, with the values of this config. Returns its epoch."""
     changed = {path.rpartition(".")[2]: value for path, value in values.items() if path.startswith("optimizer.")}
-    for group in optimizer.get("param_groups", ()):
-        if unknown := changed.keys() - group.keys():
-            raise ConfigError(
-                f"optimizer.{unknown.pop()} cannot change in a run that has begun: take it out of the space"
-            )
-        group.update(changed)
-    torch.save(optimizer, part / "optimizer.pt")
-    write_json(part / "state.json", {**state, "digest": digest(config)})
-    os.replace(part, final)
+
+    def change(optimizer: dict) -> None:
+        for group in optimizer.get("param_groups", ()):
+            if unknown := changed.keys() - group.keys():
+                raise ConfigError(
+                    f"optimizer.{unknown.pop()} cannot change in a run that has begun: take it out of the space"
+                )
+            group.update(changed)
+
+    epoch = checkpoint.take_over(source, run.path, digest(config), change)
     (run.path / "config.yaml").write_text(to_yaml(config))
-    return state["epoch"]
+    return epoch
 
 
 class _Report:
@@ -234,17 +225,10 @@ def _train_here(job: Job, registry: Registry, report: _Report) -> None:
     train_here(job, registry, Context(device=device_here(job.config)), log)
 
 
-def _train_on_ray(job: Job, registry: Registry, search: Search, report: _Report) -> None:
+def _train_on_ray(job: Job, search: Search, report: _Report) -> None:
     """Workers of its own: a Ray Train run, which ends with this process."""
     scale = job.config.scale
-    assignment = Assignment(
-        job,
-        registry.fingerprint(),
-        registry.local_sources(),
-        search.blocked,
-        report.run.new_token(),
-        threads=max(1, int(search.cpus)),
-    )
+    assignment = Assignment(job, search.code, report.run.new_token(), threads=max(1, int(search.cpus)))
     rows: queue.Queue[dict | BaseException | None] = queue.Queue()
 
     def fit(session: RaySession) -> None:
