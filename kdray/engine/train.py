@@ -298,6 +298,7 @@ class Training:
             counters.step += 1
             counters.batch += 1
             self._count_skipped(order)
+            context.alive()
             self._say(
                 phase="training", stage=self.phase.name, epoch=counters.epoch, batch=counters.batch, batches=len(order)
             )
@@ -609,6 +610,7 @@ class Training:
             self._row({"kind": "checkpoint", "path": path.name})
         self.saved_at = self.counters.step
         self.context.barrier()
+        self.context.alive()
 
     def _checkpoint_is_due(self) -> bool:
         every = self.config.checkpoint.every_steps
