@@ -8,11 +8,11 @@ from ray.util import placement_group_table
 from kdray.config.load import load_config
 from kdray.data.build import load_data
 from kdray.engine.train import Job
+from kdray.launch.code import Code
 from kdray.launch.groups import sweep_orphans
 from kdray.launch.ray_train import run_on_ray
 from kdray.launch.session import RaySession
 from kdray.launch.worker import Assignment
-from kdray.registry import Registry
 from kdray.run.folder import RunFolder
 
 
@@ -32,7 +32,7 @@ def start(lab, name):
     run = RunFolder.create(lab.path / name, **made)
     job = Job(config, run.path, lab.path, data=data)
     driver = Driver.remote()
-    driver.run.remote(Assignment(job, Registry.default().fingerprint(), token=run.new_token()))
+    driver.run.remote(Assignment(job, Code.of(lab.registry), run.new_token()))
     return run, driver
 
 
