@@ -80,7 +80,8 @@ def train_here(job: Job, registry, context, log) -> None:
 
     try:
         train(job, registry, context, log)
-    except KdrayError:
+    except KdrayError as error:
+        write_failure(job.folder, context.rank, error)
         raise
     except Exception as error:
         write_failure(job.folder, context.rank, error)
@@ -110,6 +111,7 @@ def write_failure(folder: Path, rank: int, error: Exception) -> None:
             "message": str(error),
             "final": final,
             "traceback": "".join(lines),
+            **getattr(error, "details", {}),
         }
         write_json(folder / "failures" / f"rank-{rank}.json", entry)
     except OSError:
