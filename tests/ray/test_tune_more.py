@@ -29,9 +29,10 @@ def test_a_trial_that_is_stopped_early_frees_its_workers(lab, ray_session):
     """Each trial takes all CPUs, so the next one runs only if nothing is left of the one before."""
     lr = {"optimizer.lr": {"grid": [0.1, 1e-6, 2e-6]}}
     tune = {"space": lr, "searcher": "grid", "scheduler": "asha", "grace": 1, "reduction": 2, "trial_workers": 2}
-    summary = search(lab, "groups", {**tune, "cpus_per_trial": 2}, schedule={"epochs": 5})
+    changes = {"schedule": {"epochs": 60}, "checkpoint": {"every_epochs": 20}}
+    summary = search(lab, "groups", {**tune, "cpus_per_trial": 2}, **changes)
     trials = read_trials(lab.path / "runs" / "groups")
-    assert [(trial.state, trial.epochs < 5) for trial in trials] == [
+    assert [(trial.state, trial.epochs < 60) for trial in trials] == [
         ("finished", False),
         ("stopped", True),
         ("stopped", True),
