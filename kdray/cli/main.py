@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 
 import typer
@@ -54,8 +56,11 @@ def _root(
 def main() -> None:
     """Exit codes: 0 done, 1 the run failed, 2 config or arguments, 3 a plugin, 4 a mismatch, 130 interrupted."""
     from ..errors import KdrayError
+    from ..launch.signals import interrupt
 
     try:
+        with contextlib.suppress(ValueError):  # outside the main thread
+            signal.signal(signal.SIGTERM, interrupt)
         app()
     except KdrayError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -100,7 +100,7 @@ def test_a_loss_that_is_no_number_any_more(desk):
     result = desk("train", desk.config(optimizer={"lr": 1e38}, schedule={"epochs": 3}))
     assert result.code == 1
     assert (
-        "ce is not a finite number any more in epoch 1: lower optimizer.lr" in result.err
+        "ce is not a finite number any more in epoch 1, at step 1: lower optimizer.lr" in result.err
         and "Traceback" not in result.err
     )
     assert json.loads(desk.path.joinpath("runs/small/status.json").read_text())["state"] == "failed"
@@ -127,13 +127,15 @@ def test_the_loss_that_was_the_first_to_be_lost_is_named(desk, every_steps):
     data, checkpoint = {"name": "digits", "batch_size": 20, "samples": 100}, {"every_steps": every_steps}
     result = desk("train", desk.config(data=data, losses={"ce": {}, "lost": {}}, checkpoint=checkpoint))
     assert result.code == 1
-    assert "lost is not a finite number any more in epoch 1, before ce: look at what lost computes" in result.err
+    found = "lost is not a finite number any more in epoch 1, at step 1, before ce: look at what lost computes"
+    assert found in result.err
 
 
 def test_losses_that_are_lost_at_once(desk):
     losses = {"ce": {}, "smooth": {"use": "ce", "label_smoothing": 0.1}}
     result = desk("train", desk.config(optimizer={"lr": 1e38}, schedule={"epochs": 3}, losses=losses))
-    assert "ce and smooth are not finite numbers any more in epoch 1, all at once, as when the student's" in result.err
+    found = "ce and smooth are not finite numbers any more in epoch 1, at step 1, all at once, as when the student's"
+    assert found in result.err
 
 
 def test_an_error_in_a_users_network(desk):
