@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from . import cache, doctor, evaluate, list_, plugins, precompute, resume, schema, show, train, validate
+from . import cache, doctor, evaluate, list_, plugins, precompute, resume, schema, show, stop, train, validate
 from .verbs import Verbs
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("precompute")(precompute.precompute)
 app.command("resume")(resume.resume)
+app.command("stop")(stop.stop)
 app.command("evaluate")(evaluate.evaluate)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)
