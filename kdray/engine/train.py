@@ -447,6 +447,7 @@ class Training:
                 "lr": self._lr(counters.epoch),
                 "terms": terms,
                 "pictures_per_second": rate,
+                "workers": self.context.world_size,
                 "seconds": time.monotonic() - self.started,
             }
         )
@@ -485,6 +486,7 @@ class Training:
                 **results,
                 "best": counters.best,
                 "pictures_per_second": rate,
+                "workers": self.context.world_size,
                 "seconds": time.monotonic() - self.started,
             }
         )

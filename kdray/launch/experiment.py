@@ -37,6 +37,7 @@ from ..teacher.check import usable_caches
 from ..teacher.setup import Place
 from ..testing.mixed import check_mixed
 from .answering import Errand
+from .elastic import run_elastic
 from .placement import AskingPool, TeacherPool, place, placed_teachers
 from .ray_train import run_on_ray
 from .session import RaySession, share_out
@@ -97,7 +98,7 @@ class Experiment:
                 check_batch(self._recipe(config, name))
         given = {name: t.checkpoint for name, t in config.all_teachers.items() if t.checkpoint}
         parts = build(config, self.registry, self.project.data, given, torch.device("cpu"))
-        check_last_batch(config, len(parts.data.train), config.scale.num_workers)
+        check_last_batch(config, len(parts.data.train), config.scale.most)
         if trained := [p for p in parts.objective.parameters() if p.requires_grad]:
             new_optimizer(config, self.registry, trained)
         for label, loss in config.losses.items() if config.data.mix else ():
@@ -332,7 +333,11 @@ class Experiment:
                 asked_in,
                 threads=max(1, int(cpus)),
             )
-            run_on_ray(self.session, assignment, config.scale.num_workers, cpus, use_gpu, config.scale.max_failures)
+            scale = config.scale
+            if scale.elastic:
+                run_elastic(self.session, assignment, scale, cpus, use_gpu, self.console.say)
+            else:
+                run_on_ray(self.session, assignment, scale.num_workers, cpus, use_gpu, scale.max_failures)
 
     @contextlib.contextmanager
     def _placed(
@@ -388,9 +393,16 @@ class Experiment:
 
 
 def check_batch(config: Config) -> None:
-    """Raises ConfigError when the global batch cannot be split evenly over the workers."""
-    size, workers = config.data.batch_size, config.scale.num_workers
-    if workers > 1 and size % workers:
+    """Raises ConfigError when the global batch cannot be split evenly over the workers. Where their number follows the
+    cluster the parts may be uneven, which costs speed only."""
+    size, workers = config.data.batch_size, config.scale.most
+    if config.scale.elastic:
+        if size < workers:
+            raise ConfigError(
+                f"data.batch_size is the global batch: {size} pictures are not enough for {workers} workers. "
+                f"Take --num-workers {min(size, config.scale.fewest)}..{size}"
+            )
+    elif workers > 1 and size % workers:
         below, above = size // workers * workers, (size // workers + 1) * workers
         near = f"{below} or {above}" if below else str(above)
         fits = next(n for n in range(workers, 0, -1) if size % n == 0)

@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import KdrayError, RunFailed, Stopped
@@ -60,10 +61,22 @@ def _fails_for_good(folder: Path, patience: float = 3.0) -> bool:
     return True
 
 
+class Lost(RunFailed):
+    """Workers were lost more often than is allowed."""
+
+
 def run_on_ray(
-    session: RaySession, assignment: Assignment, num_workers: int, cpus: float, use_gpu: bool, max_failures: int
-) -> None:
-    """Raises the worker's own error, RunFailed when workers were lost more often than `max_failures`, or Stopped."""
+    session: RaySession,
+    assignment: Assignment,
+    num_workers: int,
+    cpus: float,
+    use_gpu: bool,
+    max_failures: int,
+    enough: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Whether the training has ended; False where `enough`, asked a few times a second, has ended the group before.
+
+    Raises the worker's own error, Lost when workers were lost more often than `max_failures`, or Stopped."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -94,8 +107,9 @@ def run_on_ray(
     # In a thread of its own: Ray replaces the main thread's SIGINT handler, and Ctrl-C is ours.
     thread = threading.Thread(target=fit, name="kdray-fit", daemon=True)
     thread.start()
+    ended_early = False
     try:
-        while thread.is_alive() and not _overdue(folder):
+        while thread.is_alive() and not _overdue(folder) and not (ended_early := enough()):
             thread.join(0.2)
     finally:
         _sweep(before)
@@ -104,11 +118,15 @@ def run_on_ray(
         raise as_error(final)
     if has_stopped(folder):
         raise Stopped("stopped, with a checkpoint")
+    if ended_early:
+        thread.join(60)  # Ray finds that the workers are gone
+        return False
     for cause in getattr(outcome[0], "worker_failures", {}).values():
         if isinstance(cause, KdrayError):  # of a worker that could not write into the run folder
             raise cause
     if outcome[0] is not None:
-        raise RunFailed(_lost(outcome[0], failures(folder), max_failures)) from outcome[0]
+        raise Lost(_lost(outcome[0], failures(folder), max_failures)) from outcome[0]
+    return True
 
 
 def _overdue(folder: Path, patience: float = 15.0) -> bool:
@@ -130,9 +148,12 @@ def _lost(error: BaseException, echoes: list[dict], max_failures: int) -> str:
 
 
 def _placement_groups() -> set[str]:
+    import ray
     from ray.util import placement_group_table
 
-    return {key for key, group in placement_group_table().items() if group["state"] != "REMOVED"}
+    job = ray.get_runtime_context().get_job_id()  # an id ends with that of its job: others use the cluster too
+    groups = placement_group_table().items()
+    return {key for key, group in groups if key.endswith(job) and group["state"] != "REMOVED"}
 
 
 def _sweep(before: set[str]) -> None:

@@ -94,7 +94,14 @@ def _refuse_unreachable(address: str) -> None:
 
 def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float, bool]:
     """CPUs a worker, and whether each gets a GPU. Raises ConfigError when the nodes have less than asked, with flags
-    that would fit."""
+    that would fit. Of a range it is what lets most workers fit just now."""
+    if scale.elastic:
+        gpus = sum(int(node.get("GPU", 0.0)) for node in nodes)
+        given = {"use_gpu": gpus >= scale.fewest} if scale.use_gpu == "auto" else {}
+        for workers in range(scale.most, scale.fewest, -1):
+            with contextlib.suppress(ConfigError):
+                return share_out(scale.model_copy(update={"num_workers": workers, **given}), nodes)
+        return share_out(scale.model_copy(update={"num_workers": scale.fewest, **given}), nodes)
     workers = scale.num_workers
     cpus = [node.get("CPU", 0.0) for node in nodes]
     gpus = [node.get("GPU", 0.0) for node in nodes]
