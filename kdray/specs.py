@@ -82,7 +82,9 @@ class AugmentationSpec:
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """An optimizer: `build(parameters, options)`; `options.lr` is the base learning rate that the schedule scales."""
+    """An optimizer: `build(parameters, options)`; `options.lr` is the base learning rate that the schedule scales.
+
+    parameters: a list of them, or of groups (`{"params": [...]}`) where some are in shares (`scale.shard`)."""
 
     name: str
     build: Callable[..., Any]

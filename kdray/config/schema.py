@@ -337,6 +337,10 @@ class ScaleConfig(Options):
     use_gpu: Literal["auto"] | bool = Field(
         "auto", description="One GPU a worker. auto: where every worker can have one."
     )
+    shard: list[Literal["student", "teachers"]] = Field(
+        [],
+        description="Networks of which each worker keeps a share only (FSDP), for those that do not fit one device.",
+    )
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="How often a lost worker may restart the group from the last checkpoint."
     )

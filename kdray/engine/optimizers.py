@@ -33,7 +33,7 @@ def sgd(parameters, options: SGDOptions):
         momentum=options.momentum,
         weight_decay=options.weight_decay,
         nesterov=options.nesterov,
-        fused=True,
+        fused=_whole(parameters) or None,
     )
 
 
@@ -41,7 +41,15 @@ def adamw(parameters, options: AdamWOptions):
     from torch.optim import AdamW
 
     betas = (options.beta1, options.beta2)
-    return AdamW(parameters, lr=options.lr, betas=betas, eps=options.eps, weight_decay=options.weight_decay, fused=True)
+    fused = _whole(parameters) or None
+    return AdamW(
+        parameters, lr=options.lr, betas=betas, eps=options.eps, weight_decay=options.weight_decay, fused=fused
+    )
+
+
+def _whole(parameters: list) -> bool:
+    """Whether no parameter is in shares: those come in groups, and not every fused kernel takes them."""
+    return not any(isinstance(p, dict) for p in parameters)
 
 
 @hookimpl

@@ -22,6 +22,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
@@ -51,6 +52,7 @@ from .listening import Listener
 from .objective import naming
 from .phases import Trainable, phases
 from .schedule import loss_weight, lr_factor, option_value
+from .sharding import by_share, check_sharding, clip_norm, load_optimizer, load_whole, shard, whole, whole_optimizer
 from .sums import Sums
 
 TOTAL = "=loss"
@@ -110,6 +112,14 @@ class Training:
         self.objective = objective = parts.objective
         if context.world_size > 1 and config.engine.batch_norm == "global":
             synchronise(objective, device)
+        self.sharded = context.world_size > 1 and "student" in config.scale.shard
+        check_sharding(config, objective)
+        if self.sharded:
+            shard(objective.student, device)
+        if context.world_size > 1 and "teachers" in config.scale.shard:
+            for teacher in parts.teachers.by_name.values():
+                if isinstance(teacher, LiveTeacher):
+                    shard(teacher.network, device)
         self.network = objective.deployed()
         self.phases = phases(objective.by_label())
         self.options = {label: distiller.options for label, distiller in objective.by_label()}
@@ -139,11 +149,11 @@ class Training:
         if self.context.is_first:
             checkpoint.restore_best(path, self.folder)
         self.counters, tensors, optimizer = checkpoint.load(path, self.counters.digest)
-        self.parts.student.model.load_state_dict(tensors["student"])
+        load_whole(self.parts.student.model, tensors["student"])
         self.objective.load_state_of_distillers(tensors.get("distillers", {}))
         self._begin_phase()
         if self.optimizer:
-            self.optimizer.load_state_dict(optimizer)
+            load_optimizer(self.optimizer, optimizer)
         if self.ema:
             self.ema.load(tensors["ema"])
 
@@ -151,7 +161,7 @@ class Training:
         """What the phase of the counters needs: its parameters, an optimizer without memory, the averaged weights."""
         self.phase = self.objective.phase = self.phases[self.counters.phase]
         self.parameters = self.trainable.begin(self.phase)
-        self.optimizer = self.build_optimizer(self.parameters) if self.parameters else None
+        self.optimizer = self.build_optimizer(by_share(self.parameters)) if self.parameters else None
         if self.phase.stage is None and self.config.engine.ema:
             self.ema = EMA(self.network, self.config.engine.ema)
         self.terms: list[str] | None = None  # their names, from the first step on
@@ -160,8 +170,10 @@ class Training:
         self.wrapped = self._distribute()
 
     def _distribute(self) -> nn.Module:
-        if self.context.world_size == 1 or not self.parameters:
-            return self.objective
+        if self.context.world_size == 1 or all(isinstance(p, DTensor) for p in self.parameters):
+            return self.objective  # what is in shares looks after itself
+        in_shares = [name for name, p in self.objective.named_parameters() if isinstance(p, DTensor)]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.objective, in_shares)
         return DistributedDataParallel(
             self.objective,
             broadcast_buffers=False,  # banks and statistics are kept equal by gathering
@@ -195,9 +207,10 @@ class Training:
                 break
             self.counters.phase, self.counters.epoch = self.counters.phase + 1, 0
             self._begin_phase()
+        state = self.student_state()
         if self.context.is_first:
             self.log.guard()
-            checkpoint.replace_safetensors(self.student_state(), self.folder / "student.safetensors")
+            checkpoint.replace_safetensors(state, self.folder / "student.safetensors")
         self.context.barrier()
 
     def _is_done(self) -> bool:
@@ -334,6 +347,8 @@ class Training:
         concerned = self._concerned()
         self._move_options(concerned, at)
         distributed = self.wrapped is not self.objective
+        if self.sharded:
+            self.parts.student.model.set_requires_gradient_sync(update)
         with self.wrapped.no_sync() if distributed and not update else nullcontext():
             teachers = self.parts.teachers(pictures, views, self._heard(concerned), stored)
             x, *more = (self.parts.normalize(p, self.parts.precision.dtype) for p in (pictures, *views.values()))
@@ -393,7 +408,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.config.engine.clip_norm:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.engine.clip_norm)
+            clip_norm(self.parameters, self.config.engine.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
@@ -473,9 +488,10 @@ class Training:
                 **{name: r["top1"] for name, r in results.items()},
                 "top1": top1,
             }
+            state = self.student_state()
             if self.context.is_first:
                 self.log.guard()
-                checkpoint.replace_safetensors(self.student_state(), self.folder / checkpoint.BEST)
+                checkpoint.replace_safetensors(state, self.folder / checkpoint.BEST)
         self._row(
             {
                 "kind": "epoch",
@@ -512,17 +528,20 @@ class Training:
         )
 
     def student_state(self) -> dict[str, Tensor]:
-        """What is exported: the averaged weights where there are any."""
-        return self.ema.state if self.ema else self.network.state_dict()
+        """What is exported: the averaged weights where there are any. Every worker must call it."""
+        return self.ema.state if self.ema else whole(self.network.state_dict())
 
     def _checkpoint(self) -> None:
         self.parts.teachers.flush()  # what is answered before a checkpoint is not asked again after it
         self.counters.seconds = time.monotonic() - self.started
         check_replicas(self.objective, self.context)
+        student, optimizer = whole(self.parts.student.model.state_dict()), {}
+        if self.optimizer:
+            optimizer = whole_optimizer(self.optimizer)
         if self.context.is_first:
             self.log.guard()
             tensors = {
-                "student": self.parts.student.model.state_dict(),
+                "student": student,
                 "distillers": self.objective.state_of_distillers(),
             }
             if self.ema:
@@ -531,7 +550,7 @@ class Training:
                 self.folder,
                 self.counters,
                 tensors,
-                self.optimizer.state_dict() if self.optimizer else {},
+                optimizer,
                 self.config.checkpoint.keep,
             )
             self._row({"kind": "checkpoint", "path": path.name})

@@ -47,7 +47,7 @@ def run_elastic(
             with _reserved(each, scale.most - workers) as more:
                 grown = _Growth(folder, more)
                 ended = run_on_ray(session, assignment, workers, cpus, use_gpu, 0, grown)
-        except Lost as error:
+        except Lost:
             losses += 1
             if losses > scale.max_failures:
                 raise
@@ -57,7 +57,7 @@ def run_elastic(
 
 
 class _Room:
-    """Reservations of one worker each. Ray grants them as there is room; an autoscaler takes them for what is wanted."""
+    """Reservations of one worker each. Ray grants them as there is room, and its autoscaler sees what is wanted."""
 
     def __init__(self, each: dict[str, float], number: int):
         from ray.util.placement_group import placement_group

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import KdrayError, RunFailed, Stopped
 from ..run.asking import has_stopped
-from .session import RaySession
+from .session import RaySession, resources
 from .worker import Assignment, as_error, failures, final_failure, work
 
 
@@ -82,11 +82,12 @@ def run_on_ray(
 
     folder = assignment.job.folder
     scratch = folder / ".ray"
-    resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
     trainer = TorchTrainer(
         _train_fn,
         train_loop_config={"assignment": assignment},
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources(cpus, use_gpu)
+        ),
         run_config=RunConfig(
             name="group",
             storage_path=str(scratch),
