@@ -1,0 +1,113 @@
+"""A run whose number of workers follows the cluster: a node is lost and another comes, and the losses are those of one
+process."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from kdray.config.load import load_config
+from kdray.config.project import find_project
+from kdray.errors import ConfigError
+from kdray.launch import elastic
+from kdray.launch.experiment import Experiment
+from kdray.launch.session import RaySession, fixed, share_out
+from kdray.config.schema import ScaleConfig
+from kdray.registry import Registry
+from kdray.run.console import Console
+from kdray.run.folder import RunFolder
+from tests.conftest import Lab
+from tests.ray.clusters import cluster, wait_until
+
+PATIENT = '''
+"""Adds nothing; takes its time until it may go on."""
+
+import time
+from pathlib import Path
+
+from kdray import Distiller, DistillerSpec, hookimpl
+
+
+class Patient(Distiller):
+    def forward(self, student, teacher, batch, step):
+        if not Path({go!r}).exists():
+            time.sleep(0.1)
+        return {{}}
+
+
+@hookimpl
+def kdray_distillers():
+    return [DistillerSpec("patient", Patient)]
+'''
+
+
+class Heard(Console):
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text.strip())
+        import time, sys; print(time.strftime("%T"), text, file=sys.stderr)  # XXX
+
+
+def test_a_node_is_lost_and_another_comes_and_the_losses_stay(tmp_path, monkeypatch, teacher_weights):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(elastic, "SETTLED", 1.0)
+    (tmp_path / "patient.py").write_text(PATIENT.format(go=str(tmp_path / "go")))
+    lab = Lab(tmp_path)
+    lab.registry = Registry.load(paths=[tmp_path / "patient.py"])
+    settings = {
+        "data": {"samples": 100, "batch_size": 20},
+        "losses": {
+            "ce": {},
+            "crd": {"dim": 16, "weight": 0.02, "negatives": {"kind": "bank", "count": 50}},
+            "patient": {},
+        },
+        "teacher": {"model": "convnet", "widths": [16, 32], "checkpoint": teacher_weights},
+        "engine": {"precision": "fp64"},
+        "schedule": {"epochs": 60},
+        "checkpoint": {"every_epochs": 7},
+    }
+    config = load_config(lab.config("elastic", **settings), ["scale.num_workers=1..2"], registry=lab.registry).config
+    run = RunFolder(tmp_path / "runs" / "elastic")
+    sizes = lambda: [row["workers"] for row in run.rows("epoch")] if run.path.exists() else []
+
+    with cluster() as made, RaySession(made.address):
+        nodes = [made.add_node(num_cpus=1) for _ in range(2)]
+        made.wait_for_nodes()
+        experiment = Experiment(lab.registry, find_project(tmp_path), Heard(), "test", made.address)
+        thread = threading.Thread(target=experiment.start, args=[config], daemon=True)  # nodes are made in the main thread
+        thread.start()
+        wait_until(lambda: 2 in sizes(), "an epoch of two workers", 150)
+        experiment.console.say("removing")
+        made.remove_node(nodes[1])
+        wait_until(lambda: sizes()[-1:] == [1], "an epoch of one worker", 150)
+        experiment.console.say("adding")
+        made.add_node(num_cpus=1)
+        wait_until(lambda: sizes()[-1:] == [2], "an epoch of two workers again", 150)
+        (tmp_path / "go").touch()
+        thread.join(120)
+
+    assert run.finished, run.status
+    assert sizes() == sorted(sizes(), key=lambda n: n) or sizes()[0] == 2
+    lines = experiment.console.lines
+    assert [line for line in lines if "worker" in line] == [
+        "training with 2 workers",
+        "workers were lost (1 of at most 3 times)",
+        "going on with 1 worker",
+        "going on with 2 workers",
+    ]
+    # Before the second worker came back, a checkpoint was written: nothing was done twice.
+    asked = [row["step"] for row in run.rows("checkpoint") if row["step"] % 35]
+    assert asked and max(row["step"] for row in run.rows("resumed")) in asked
+
+    plain = lab.run("plain", **settings)
+    for ours, theirs in zip(run.rows("epoch"), plain.rows("epoch"), strict=True):
+        assert ours["terms"] == pytest.approx(theirs["terms"], rel=1e-6), f"epoch {ours['epoch']}"
+    a, b = (load_file(each.path / "student.safetensors") for each in (run, plain))
+    for name in a:
+        assert_close(a[name], b[name], rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
