@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,16 +44,13 @@ def run_elastic(
         # A new token: who is cut off from the cluster, but not from the storage, must not write any more.
         assignment = replace(assignment, token=RunFolder(folder).new_token())
         try:
-            with _reserved(each, scale.most - workers) as more:
-                grown = _Growth(folder, more)
+            with _Growth(folder, workers, each, scale.most) as grown:
                 ended = run_on_ray(session, assignment, workers, cpus, use_gpu, 0, grown)
         except Lost:
             losses += 1
             if losses > scale.max_failures:
                 raise
             say(f"  workers were lost ({losses} of at most {scale.max_failures} times)")
-        finally:
-            forget(folder, CHECKPOINT)
 
 
 class _Room:
@@ -78,23 +75,17 @@ class _Room:
         now = self.granted()
         return now if now == len(self.groups) or time.monotonic() - self.since > SETTLED else 0
 
+    def close(self) -> None:
+        from ray.util.placement_group import remove_placement_group
 
-@contextlib.contextmanager
-def _reserved(each: dict[str, float], number: int) -> Iterator[_Room]:
-    from ray.util.placement_group import remove_placement_group
-
-    room = _Room(each, number)
-    try:
-        yield room
-    finally:
-        for group in room.groups:
+        for group in self.groups:
             remove_placement_group(group)
 
 
 def _find_room(each: dict[str, float], scale: ScaleConfig, assignment: Assignment, say: Callable[[str], None]) -> int:
     """How many workers fit; it waits for the fewest, and says so. Raises Stopped when the run is asked to stop."""
     folder = assignment.job.folder
-    with _reserved(each, scale.most) as room:
+    with contextlib.closing(_Room(each, scale.most)) as room:
         told = time.monotonic() - TOLD_EVERY + 2 * SETTLED
         while room.settled() < scale.fewest:
             if asked((folder, *assignment.asked_in)) == STOP:
@@ -111,16 +102,35 @@ def _find_room(each: dict[str, float], scale: ScaleConfig, assignment: Assignmen
 class _Growth:
     """Whether a larger group may take over: there is room for more workers, and their checkpoint is written."""
 
-    def __init__(self, folder: Path, more: _Room):
-        self.folder, self.more, self.asked, self.looked = folder, more, False, time.monotonic()
+    def __init__(self, folder: Path, workers: int, each: dict[str, float], most: int):
+        self.folder, self.workers, self.each, self.more = folder, workers, each, most - workers
+        self.room: _Room | None = None
+        self.asked, self.looked = False, time.monotonic()
+        for file in folder.glob("worker-*.json"):
+            file.unlink()
+
+    def __enter__(self) -> _Growth:
+        return self
+
+    def __exit__(self, *_) -> None:
+        forget(self.folder, CHECKPOINT)
+        if self.room:
+            self.room.close()
 
     def __call__(self) -> bool:
-        if not self.more.groups or time.monotonic() - self.looked < 1:
+        if not self.more or time.monotonic() - self.looked < 1:
             return False
-        if not self.asked:
-            self.looked = time.monotonic()
-            self.asked = self.more.settled() > 0
+        self.looked = time.monotonic()
+        if self.room is None:
+            if self._has_begun():  # before, a reservation would take the place of this group
+                self.room = _Room(self.each, self.more)
+        elif not self.asked:
+            self.asked = self.room.settled() > 0
             if self.asked:
                 ask(self.folder, CHECKPOINT)
-            return False
-        return not asked([self.folder])
+        else:
+            return not asked([self.folder])
+        return False
+
+    def _has_begun(self) -> bool:
+        return all((self.folder / f"worker-{rank}.json").exists() for rank in range(self.workers))

@@ -91,7 +91,7 @@ def run_on_ray(
         run_config=RunConfig(
             name="group",
             storage_path=str(scratch),
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=1),
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=min(1, max_failures)),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
