@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from .methods import brief, facts, markdown
+from .runs import brief as brief_run
 
 
 class Kind(StrEnum):
@@ -52,7 +53,8 @@ def list_(
     elif as_markdown:
         typer.echo(markdown(rows), nl=False)
     elif rows:
-        _print_table([brief(row) for row in rows] if kind is Kind.distillers else rows)
+        shown = {Kind.distillers: brief, Kind.runs: brief_run}.get(kind, dict)
+        _print_table([shown(row) for row in rows])
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
 

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from . import cache, doctor, evaluate, list_, plugins, precompute, resume, schema, show, stop, train, validate
+from . import cache, doctor, evaluate, list_, plugins, precompute, resume, runs, schema, show, stop, train, validate
 from .verbs import Verbs
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ app.command("show")(show.show)
 app.command("validate")(validate.validate)
 app.command("schema")(schema.schema)
 app.command("list")(list_.list_)
+app.command("runs")(runs.runs)
 app.add_typer(cache.app, name="cache")
 app.add_typer(plugins.app, name="plugins")
 app.command("doctor")(doctor.doctor)

@@ -45,7 +45,7 @@ def run_elastic(
         assignment = replace(assignment, token=RunFolder(folder).new_token())
         try:
             with _Growth(folder, workers, each, scale.most) as grown:
-                ended = run_on_ray(session, assignment, workers, cpus, use_gpu, 0, grown)
+                ended = run_on_ray(session, assignment, workers, cpus, use_gpu, 0, say, grown)
         except Lost:
             losses += 1
             if losses > scale.max_failures:

@@ -334,8 +334,10 @@ class Experiment:
             scale = config.scale
             if scale.elastic:
                 run_elastic(self.session, assignment, scale, cpus, use_gpu, self.console.say)
-            else:
-                run_on_ray(self.session, assignment, scale.num_workers, cpus, use_gpu, scale.max_failures)
+                return
+            run_on_ray(
+                *(self.session, assignment, scale.num_workers, cpus, use_gpu, scale.max_failures), self.console.say
+            )
 
     @contextlib.contextmanager
     def _placed(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..errors import ConfigError
@@ -20,24 +21,39 @@ def check_nodes(ray, nodes: dict[str, str], shared: Path | None, needed: dict[st
     nodes: id to address. shared: a folder that every node must see as this process sees it; it may not be there yet.
     needed: what a file or folder is, to its path; where this process has it, each node must have it too.
     """
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     there = {what: str(path) for what, path in needed.items() if path.exists()}
-    probe = ray.remote(num_cpus=0, max_retries=0)(_probe())
-    with _marker(shared) as marker:
-        asked = {}
-        for node in nodes:
-            pinned = probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-            asked[node] = pinned.remote(str(marker or ""), there)
-        wrong = []
-        for node, answer in asked.items():
-            try:
-                lines = list(_complaints(ray.get(answer, timeout=PATIENCE), shared, there))
-            except ray.exceptions.RayError as error:
-                lines = [f"it does not answer: {str(error).strip().splitlines()[0]}"]
-            wrong += [f"node {nodes[node]} ({node[:8]}): {line}" for line in lines]
+    wrong = []
+    try:
+        with marker(shared) if shared else contextlib.nullcontext("") as file:
+            for name, answer in ask(ray, nodes, _probe(), str(file), there):
+                lines = [answer] if isinstance(answer, str) else _complaints(answer, shared, there)
+                wrong += [f"node {name}: {line}" for line in lines]
+    except OSError as error:
+        raise ConfigError(
+            f"the run folder cannot be made in {shared}: {error.strerror or error}. Choose another with run.dir=…, or "
+            "kdray.toml's [paths] runs"
+        ) from error
     if wrong:
         raise ConfigError("\n".join(["the cluster cannot run this:", *wrong]))
+
+
+def ask(ray, nodes: dict[str, str], look: Callable, *arguments) -> Iterator[tuple[str, Any]]:
+    """What `look(*arguments)` returns on each node, which must be no text: that says why a node gave no answer.
+
+    nodes: id to address; they are told as `address (id)`. look: sent by value, if it is defined inside a function."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(look)
+    asked = {}
+    for node in nodes:
+        pinned = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        asked[node] = pinned.remote(*arguments)
+    for node, promise in asked.items():
+        try:
+            answer = ray.get(promise, timeout=PATIENCE)
+        except ray.exceptions.RayError as error:
+            answer = f"it does not answer: {str(error).strip().splitlines()[-1]}"
+        yield f"{nodes[node]} ({node[:8]})", answer
 
 
 def _probe():
@@ -72,24 +88,18 @@ def _complaints(answer: dict, shared: Path | None, needed: dict[str, str]) -> It
 
 
 @contextlib.contextmanager
-def _marker(folder: Path | None) -> Iterator[Path | None]:
-    """While it is open, a file of a new name in `folder`. What was not there before is gone afterwards."""
-    if folder is None:
-        yield None
-        return
+def marker(folder: Path) -> Iterator[Path]:
+    """While it is open, a file of a new name in `folder`. What was not there before is gone afterwards. Raises OSError
+    where it cannot be made."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     file = folder / f".kdray-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file.touch()
         yield file
-    except OSError as error:
-        raise ConfigError(
-            f"the run folder cannot be made in {folder}: {error.strerror or error}. Choose another with run.dir=…, or "
-            "kdray.toml's [paths] runs"
-        ) from error
     finally:
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
         for path in made:
             with contextlib.suppress(OSError):  # somebody uses it by now
                 path.rmdir()

@@ -16,8 +16,12 @@ from pathlib import Path
 
 from ..errors import KdrayError, RunFailed, Stopped
 from ..run.asking import has_stopped
+from .lookout import Lookout
 from .session import RaySession, resources
 from .worker import Assignment, as_error, failures, final_failure, work
+
+JOINED_STARTS = 11
+"""How often Ray tries to start a group, a minute each, where a lost node may be replaced or others hold its room."""
 
 
 def _train_fn(config: dict) -> None:
@@ -62,7 +66,7 @@ def _fails_for_good(folder: Path, patience: float = 3.0) -> bool:
 
 
 class Lost(RunFailed):
-    """Workers were lost more often than is allowed."""
+    """Workers were lost more often than is allowed, or could not be started."""
 
 
 def run_on_ray(
@@ -72,30 +76,33 @@ def run_on_ray(
     cpus: float,
     use_gpu: bool,
     max_failures: int,
-    enough: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda line: None,
+    enough: Callable[[], bool] | None = None,
 ) -> bool:
     """Whether the training has ended; False where `enough`, asked a few times a second, has ended the group before.
 
-    Raises the worker's own error, Lost when workers were lost more often than `max_failures`, or Stopped."""
+    Raises the worker's own error, Lost when workers were lost more often than `max_failures`, or Stopped. With
+    `enough`, room is the caller's business: it is neither watched nor waited for."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     folder = assignment.job.folder
-    scratch = folder / ".ray"
+    scratch, each = folder / ".ray", resources(cpus, use_gpu)
+    starts = 1 if enough else JOINED_STARTS if session.joined else 2
     trainer = TorchTrainer(
         _train_fn,
         train_loop_config={"assignment": assignment},
-        scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources(cpus, use_gpu)
-        ),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=each),
         run_config=RunConfig(
             name="group",
             storage_path=str(scratch),
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=min(1, max_failures)),
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=starts - 1),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     before = _placement_groups()
+    lookout = Lookout(session, num_workers, each, say) if session.joined and not enough else None
     outcome: list[BaseException | None] = []
 
     def fit():
@@ -110,21 +117,29 @@ def run_on_ray(
     thread.start()
     ended_early = False
     try:
-        while thread.is_alive() and not _overdue(folder) and not (ended_early := enough()):
+        while thread.is_alive() and not _overdue(folder) and not (ended_early := bool(enough and enough())):
             thread.join(0.2)
+            if lookout:
+                lookout.look()
     finally:
-        _sweep(before)
+        if thread.is_alive() or outcome[0] is not None:  # else Ray has freed it, and another group may have begun
+            _sweep(before)
         shutil.rmtree(scratch, ignore_errors=True)
     if final := final_failure(folder):
         raise as_error(final)
     if has_stopped(folder):
         raise Stopped("stopped, with a checkpoint")
     if ended_early:
-        thread.join(60)  # Ray finds that the workers are gone
+        thread.join(60)  # until Ray has found that the workers are gone
         return False
     for cause in getattr(outcome[0], "worker_failures", {}).values():
         if isinstance(cause, KdrayError):  # of a worker that could not write into the run folder
             raise cause
+    if isinstance(getattr(outcome[0], "controller_failure", None), WorkerGroupStartupTimeoutError):
+        raise Lost(
+            f"Ray could not start {num_workers} workers of {each['CPU']:g} CPU{'s' if each['CPU'] != 1 else ''} in "
+            f"{starts} attempt{'s' if starts > 1 else ''}: somebody else holds what they need, or it vanished. `kdray resume` goes on later."
+        ) from outcome[0]
     if outcome[0] is not None:
         raise Lost(_lost(outcome[0], failures(folder), max_failures)) from outcome[0]
     return True
@@ -152,9 +167,9 @@ def _placement_groups() -> set[str]:
     import ray
     from ray.util import placement_group_table
 
-    job = ray.get_runtime_context().get_job_id()  # an id ends with that of its job: others use the cluster too
+    mine = ray.get_runtime_context().get_job_id()  # the end of the id; others use the cluster too
     groups = placement_group_table().items()
-    return {key for key, group in groups if key.endswith(job) and group["state"] != "REMOVED"}
+    return {key for key, group in groups if key.endswith(mine) and group["state"] != "REMOVED"}
 
 
 def _sweep(before: set[str]) -> None:

@@ -95,7 +95,7 @@ class RaySession:
             return
         group = placement_group([each for each in wanted if each], strategy="PACK")
         try:
-            told, patience = 0.0, 2.0  # what has just ended may still hold something
+            told, patience = -math.inf, 2.0  # what has just ended may still hold something
             while not group.wait(patience):
                 if time.monotonic() - told > WAITING_EVERY:
                     told = time.monotonic()
@@ -142,6 +142,11 @@ def resources(cpus: float, use_gpu: bool) -> dict[str, float]:
     return {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
 
 
+def room(nodes: list[dict[str, float]], each: dict[str, float]) -> int:
+    """How many times these resources fit on the nodes."""
+    return sum(min(int(node.get(key, 0.0) / value + 1e-9) for key, value in each.items()) for node in nodes)
+
+
 def fixed(scale: ScaleConfig, nodes: list[dict[str, float]]) -> ScaleConfig:
     """With the largest number of its range that fits; the smallest, where none does."""
     if not scale.elastic:
@@ -174,7 +179,7 @@ def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float,
         )
 
     def hold(each: float) -> int:
-        return sum(int(n / each + 1e-9) for n in cpus)
+        return room(nodes, {"CPU": each})
 
     if scale.cpus_per_worker is not None:
         each = scale.cpus_per_worker

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import pickle
 import re
 import warnings
@@ -25,7 +26,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     The state dict may be plain or under one of `NESTED`, its names with or without DataParallel's `module.`.
     Raises ConfigError for a file that is missing, truncated, no checkpoint, would run code, or is of another network.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     state = _state_dict(_read(path), path)
     own = model.state_dict()
     if all(name.startswith("module.") for name in state) and not any(name.startswith("module.") for name in own):

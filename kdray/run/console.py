@@ -115,11 +115,9 @@ class Screen:
             return
         if now["phase"] == "training":
             done = now["epoch"] + now["batch"] / now["batches"]
-            stage = f"{now['stage']}, " if now["stage"] else ""
-            text = f"{stage}epoch {now['epoch'] + 1}, batch {now['batch']}/{now['batches']}"
-            self.bar.update(self.task, completed=round(done, 2), total=now["epochs"], description=text)
+            self.bar.update(self.task, completed=round(done, 2), total=now["epochs"], description=standing(now))
         else:
-            self.bar.update(self.task, description=now["phase"])
+            self.bar.update(self.task, description=standing(now))
 
     def _is_due(self, epoch: int, epochs: int) -> bool:
         """Whether an epoch gets a line of its own."""
@@ -142,6 +140,16 @@ class Screen:
     def close(self) -> None:
         if self.bar:
             self.bar.stop()
+
+
+def standing(now: dict | None) -> str:
+    """Where a run stands, by its progress.json: `epoch 3, batch 12/45`, `evaluating`; "" where that says nothing."""
+    match now:
+        case {"phase": "training", "stage": stage, "epoch": int(epoch), "batch": batch, "batches": batches}:
+            return f"{f'{stage}, ' if stage else ''}epoch {epoch + 1}, batch {batch}/{batches}"
+        case {"phase": str(phase)}:
+            return phase
+    return ""
 
 
 def stage_line(row: dict) -> str:

@@ -165,23 +165,40 @@ def finished_run(folder: Path, recipe: str, data: str) -> RunFolder | None:
 
 
 def list_runs(folder: Path) -> list[dict]:
-    """Every run in `folder`, the newest last: name, path, state, and the accuracy where there is one."""
+    """Every run in `folder`, the newest last.
+
+    name, path, state (see `RunFolder.state`), started, last and best accuracy where there is one; host: where it was
+    driven last; progress: what progress.json says, or None; heard: when the run last gave a sign; error: the first line
+    of what it failed of, or None."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else []:
         if (path / "status.json").exists():
             run = RunFolder(path)
-            summary = run.summary or {}
+            summary, status, state = run.summary or {}, run.status, run.state
+            error = str(status.get("error") or "").strip() if state == "failed" else ""
             found.append(
                 {
                     "name": run.name,
                     "path": str(path.resolve()),
-                    "state": run.state,
-                    "started": (path / "command.txt").stat().st_mtime,
+                    "state": state,
+                    "started": _mtime(path / "command.txt"),
                     "last": (summary.get("last") or {}).get("top1"),
                     "best": (summary.get("best") or {}).get("top1"),
+                    "host": status.get("host"),
+                    "progress": read_json(path / "progress.json"),
+                    "heard": max(_mtime(path / file) for file in ("status.json", "progress.json")),
+                    "error": error.splitlines()[0] if error else None,
                 }
             )
     return sorted(found, key=lambda run: run["started"])
+
+
+def _mtime(file: Path) -> float:
+    """Seconds since the epoch; 0 where there is no such file."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def find_run(name: str, folder: Path) -> RunFolder:

@@ -10,7 +10,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("train", "precompute", "resume", "evaluate", "show", "validate", "list", "plugins", "schema", "doctor")
+VERBS = ("train", "precompute", "resume", "evaluate", "show", "validate", "list", "runs", "plugins", "schema", "doctor")
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 

@@ -51,7 +51,9 @@ class Heard(Console):
 
     def say(self, text):
         self.lines.append(text.strip())
-        import time, sys; print(time.strftime("%T"), text, file=sys.stderr)  # XXX
+        import time, sys
+
+        print(time.strftime("%T"), text, file=sys.stderr)  # XXX
 
 
 def test_a_node_is_lost_and_another_comes_and_the_losses_stay(tmp_path, monkeypatch):
@@ -75,7 +77,9 @@ def test_a_node_is_lost_and_another_comes_and_the_losses_stay(tmp_path, monkeypa
         nodes = [made.add_node(num_cpus=1) for _ in range(2)]
         made.wait_for_nodes()
         experiment = Experiment(lab.registry, find_project(tmp_path), Heard(), "test", made.address)
-        thread = threading.Thread(target=experiment.start, args=[config], daemon=True)  # nodes are made in the main thread
+        thread = threading.Thread(
+            target=experiment.start, args=[config], daemon=True
+        )  # nodes are made in the main thread
         thread.start()
         wait_until(lambda: 2 in sizes(), "an epoch of two workers", 150)
         experiment.console.say("removing")
