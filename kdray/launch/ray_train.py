@@ -138,7 +138,8 @@ def run_on_ray(
     if isinstance(getattr(outcome[0], "controller_failure", None), WorkerGroupStartupTimeoutError):
         raise Lost(
             f"Ray could not start {num_workers} workers of {each['CPU']:g} CPU{'s' if each['CPU'] != 1 else ''} in "
-            f"{starts} attempt{'s' if starts > 1 else ''}: somebody else holds what they need, or it vanished. `kdray resume` goes on later."
+            f"{starts} attempt{'s' if starts > 1 else ''}: somebody else holds what they need, or it vanished. "
+            "`kdray resume` goes on later."
         ) from outcome[0]
     if outcome[0] is not None:
         raise Lost(_lost(outcome[0], failures(folder), max_failures)) from outcome[0]

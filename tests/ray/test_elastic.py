@@ -11,11 +11,9 @@ from torch.testing import assert_close
 
 from kdray.config.load import load_config
 from kdray.config.project import find_project
-from kdray.errors import ConfigError
 from kdray.launch import elastic
 from kdray.launch.experiment import Experiment
-from kdray.launch.session import RaySession, fixed, share_out
-from kdray.config.schema import ScaleConfig
+from kdray.launch.session import RaySession
 from kdray.registry import Registry
 from kdray.run.console import Console
 from kdray.run.folder import RunFolder
@@ -71,7 +69,9 @@ def test_a_node_is_lost_and_another_comes_and_the_losses_stay(tmp_path, monkeypa
     }
     config = load_config(lab.config("elastic", **settings), ["scale.num_workers=1..2"], registry=lab.registry).config
     run = RunFolder(tmp_path / "runs" / "elastic")
-    sizes = lambda: [row["workers"] for row in run.rows("epoch")] if run.path.exists() else []
+
+    def sizes():
+        return [row["workers"] for row in run.rows("epoch")] if run.path.exists() else []
 
     with cluster() as made, RaySession(made.address):
         nodes = [made.add_node(num_cpus=1) for _ in range(2)]
@@ -82,10 +82,8 @@ def test_a_node_is_lost_and_another_comes_and_the_losses_stay(tmp_path, monkeypa
         )  # nodes are made in the main thread
         thread.start()
         wait_until(lambda: 2 in sizes(), "an epoch of two workers", 150)
-        experiment.console.say("removing")
         made.remove_node(nodes[1])
         wait_until(lambda: sizes()[-1:] == [1], "an epoch of one worker", 150)
-        experiment.console.say("adding")
         made.add_node(num_cpus=1)
         wait_until(lambda: sizes()[-1:] == [2], "an epoch of two workers again", 150)
         (tmp_path / "go").touch()
