@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from ..engine.build import Parts, build, new_optimizer
 from ..engine.context import Context
 from ..engine.sharding import check_sharding
 from ..engine.train import Job, check_last_batch, check_same_data
-from ..errors import ConfigError, MismatchError
+from ..errors import ConfigError, MismatchError, Stopped
 from ..registry import Registry
-from ..run.asking import STOP, ask, forget
+from ..run.asking import STOP, answer, ask, asked, forget
 from ..run.console import Console
 from ..run.folder import RunFolder, finished_run, read_json, refuse_taken, write_json
 from ..run.metrics import FileLog
@@ -296,13 +296,16 @@ class Experiment:
 
     def _train(self, run: RunFolder, config: Config, teachers: dict[str, str], caches: dict[str, Place]) -> None:
         shutil.rmtree(run.path / "failures", ignore_errors=True)
-        if config.scale.num_workers or placed_teachers(config, caches):
-            self.session.wait_for_room(self._wanted(config, caches), self.console.say)
         asked_in = tuple(self.under_way[:-1])
 
         def stop() -> None:
             ask(run.path, STOP)
             self.console.say("stopping with a checkpoint, within a few steps; Ctrl-C again ends at once, without one")
+
+        def refuse_when_asked() -> None:
+            if asked((run.path, *asked_in)) == STOP:
+                answer(run.path, STOP)
+                raise Stopped("stopped while it waited for room in the cluster")
 
         def on_row(row: dict) -> None:
             screen.row(row)
@@ -321,7 +324,7 @@ class Experiment:
             Tracking(config, self.registry, _about(run, config), self.console.say) as tracking,
             Watch(run.path, on_row, screen.progress),
             graceful(stop),
-            self._placed(config, teachers, caches) as placed,
+            self._placed(config, teachers, caches, refuse_when_asked) as placed,
         ):
             job, token = Job(config, run.path, self.project.data, teachers, caches, placed, run.data), run.new_token()
             if config.scale.num_workers == 0:
@@ -337,9 +340,12 @@ class Experiment:
 
     @contextlib.contextmanager
     def _placed(
-        self, config: Config, checkpoints: dict[str, str], caches: dict[str, Place]
+        self, config: Config, checkpoints: dict[str, str], caches: dict[str, Place], look: Callable[[], None]
     ) -> Iterator[dict[str, AskingPool]]:
-        """The ways to the teachers that answer in actors of their own; a cache goes before."""
+        """The ways to the teachers that answer in actors of their own; a cache goes before. They are started when the
+        cluster has room for all of the run; while it has not, `look` is called again and again."""
+        if config.scale.num_workers or placed_teachers(config, caches):
+            self.session.wait_for_room(self._wanted(config, caches), self.console.say, look)
         with contextlib.ExitStack() as stack:
             found = {}
             for name, section in placed_teachers(config, caches).items():
