@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from ..engine.build import Parts, build, new_optimizer
 from ..engine.context import Context
 from ..engine.sharding import check_sharding
 from ..engine.train import Job, check_last_batch, check_same_data
-from ..errors import ConfigError, MismatchError
+from ..errors import ConfigError, MismatchError, Stopped
 from ..registry import Registry
-from ..run.asking import STOP, ask, forget
+from ..run.asking import STOP, answer, ask, asked, forget
 from ..run.console import Console
 from ..run.folder import RunFolder, finished_run, read_json, refuse_taken, write_json
 from ..run.metrics import FileLog
@@ -40,7 +40,7 @@ from ..testing.mixed import check_mixed
 from .answering import Errand
 from .code import Code
 from .elastic import run_elastic
-from .nodes import check_nodes
+from .nodes import check_nodes, refuse_vanishing
 from .placement import AskingPool, TeacherPool, held_by, place, placed_teachers
 from .ray_train import run_on_ray
 from .session import RaySession, resources, share_out
@@ -299,13 +299,16 @@ class Experiment:
         shutil.rmtree(run.path / "failures", ignore_errors=True)
         for file in run.path.glob("worker-*"):
             file.unlink()
-        if config.scale.num_workers or placed_teachers(config, caches):
-            self.session.wait_for_room(self._wanted(config, caches), self.console.say)
         asked_in = tuple(self.under_way[:-1])
 
         def stop() -> None:
             ask(run.path, STOP)
             self.console.say("stopping with a checkpoint, within a few steps; Ctrl-C again ends at once, without one")
+
+        def refuse_when_asked() -> None:
+            if asked((run.path, *asked_in)) == STOP:
+                answer(run.path, STOP)
+                raise Stopped("stopped while it waited for room in the cluster")
 
         def on_row(row: dict) -> None:
             screen.row(row)
@@ -324,7 +327,7 @@ class Experiment:
             Tracking(config, self.registry, _about(run, config), self.console.say) as tracking,
             Watch(run.path, on_row, screen.progress),
             graceful(stop),
-            self._placed(config, teachers, caches) as placed,
+            self._placed(config, teachers, caches, refuse_when_asked) as placed,
         ):
             job, token = Job(config, run.path, self.project.data, teachers, caches, placed, run.data), run.new_token()
             if config.scale.num_workers == 0:
@@ -343,9 +346,12 @@ class Experiment:
 
     @contextlib.contextmanager
     def _placed(
-        self, config: Config, checkpoints: dict[str, str], caches: dict[str, Place]
+        self, config: Config, checkpoints: dict[str, str], caches: dict[str, Place], look: Callable[[], None]
     ) -> Iterator[dict[str, AskingPool]]:
-        """The ways to the teachers that answer in actors of their own; a cache goes before."""
+        """The ways to the teachers that answer in actors of their own; a cache goes before. They are started when the
+        cluster has room for all of the run; while it has not, `look` is called again and again."""
+        if config.scale.num_workers or placed_teachers(config, caches):
+            self.session.wait_for_room(self._wanted(config, caches), self.console.say, look)
         with contextlib.ExitStack() as stack:
             found = {}
             for name, section in placed_teachers(config, caches).items():
@@ -370,6 +376,7 @@ class Experiment:
         """Ray for the whole experiment, where it has workers; the cluster's capacity is checked before anything
         else."""
         check_batch(config)
+        refuse_vanishing(self._path(config))
         placed = placed_teachers(config)
         if config.scale.num_workers == 0 and not placed:
             yield

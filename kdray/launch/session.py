@@ -86,8 +86,11 @@ class RaySession:
         nodes = (node for node in self.ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
         return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
 
-    def wait_for_room(self, wanted: list[dict[str, float]], say: Callable[[str], None]) -> None:
-        """Until a cluster that others use too has these resources free, all at once; what it waits for is said."""
+    def wait_for_room(
+        self, wanted: list[dict[str, float]], say: Callable[[str], None], look: Callable[[], None] = lambda: None
+    ) -> None:
+        """Until a cluster that others use too has these resources free, all at once; what it waits for is said.
+        `look` is called every second, and may end it by an exception."""
         from ray.util.placement_group import placement_group, remove_placement_group
 
         wanted = [{key: value for key, value in each.items() if value} for each in wanted]
@@ -101,6 +104,7 @@ class RaySession:
                     told = time.monotonic()
                     say(f"waiting for room in the cluster: wanted {_sum(wanted)}, free {self._free()}")
                 patience = 1.0
+                look()
         finally:
             remove_placement_group(group)
 

@@ -10,12 +10,14 @@ import pytest
 from kdray import __version__
 from kdray.config.load import load_config
 from kdray.config.project import find_project
-from kdray.errors import ConfigError
+from kdray.errors import ConfigError, Stopped
 from kdray.launch import nodes
 from kdray.launch.experiment import Experiment
 from kdray.launch.session import RaySession
 from kdray.registry import Registry
+from kdray.run.asking import STOP, ask
 from kdray.run.console import Console
+from kdray.run.folder import RunFolder
 from tests.conftest import Lab
 from tests.engine.test_stages import PLUGIN
 from tests.ray.clusters import cluster, far_node, wait_until
@@ -87,6 +89,20 @@ def config(here, name, registry=None, **changes):
     return load_config(here.config(name, **changes), registry=registry or here.registry).config
 
 
+def somebody():
+    """Another user of the cluster, who holds a CPU."""
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Somebody:
+        def there(self):
+            pass
+
+    found = Somebody.remote()
+    ray.get(found.there.remote())
+    return found
+
+
 def test_storage_that_one_node_does_not_see_is_refused_before_anything_is_written(here, address):
     mine = here.path / "mine.safetensors"
     mine.write_bytes(b"weights")
@@ -126,13 +142,7 @@ def test_plugins_and_modules_travel_and_room_is_waited_for(here, address, folder
         run={"dir": str(folder / "runs")},
     )
 
-    @ray.remote(num_cpus=1)
-    class Theirs:
-        def there(self):
-            pass
-
-    theirs = Theirs.remote()
-    ray.get(theirs.there.remote())
+    theirs = somebody()
     threading.Timer(4, ray.kill, [theirs]).start()
     ours = experiment(here, address, registry)
     run = ours.start(far)
@@ -142,3 +152,14 @@ def test_plugins_and_modules_travel_and_room_is_waited_for(here, address, folder
     assert len(ranks) == 2, "both workers were on one node"
     environment = json.loads((run.path / "environment.json").read_text())
     assert "mine" in [plugin["name"] for plugin in environment["plugins"]]
+
+
+def test_a_run_that_waits_can_be_stopped(here, address, folder):
+    import ray
+
+    theirs, runs = somebody(), folder / "runs"
+    threading.Timer(4, ask, [runs / "waits", STOP]).start()
+    with pytest.raises(Stopped, match="while it waited for room"):
+        experiment(here, address).start(config(here, "waits", scale={"num_workers": 2}, run={"dir": str(runs)}))
+    assert RunFolder(runs / "waits").state == "interrupted"
+    ray.kill(theirs)
