@@ -1,4 +1,4 @@
-"""Workers with unequal parts of a batch change nothing either: a run that follows its cluster has any number of them."""
+"""Unequal parts of a batch change nothing either: a run that follows its cluster has any number of workers."""
 
 from __future__ import annotations
 
