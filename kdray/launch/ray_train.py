@@ -82,7 +82,7 @@ def run_on_ray(
     """Whether the training has ended; False where `enough`, asked a few times a second, has ended the group before.
 
     Raises the worker's own error, Lost when workers were lost more often than `max_failures`, or Stopped. With
-    `enough`, room is the caller's business: it is neither watched nor waited for."""
+    `enough`, room is the caller's business: it is not waited for."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -105,7 +105,7 @@ def run_on_ray(
         ),
     )
     before = _placement_groups()
-    lookout = Lookout(session, num_workers, each, say) if session.joined and not enough else None
+    lookout = Lookout(session, 0 if enough else num_workers, each, say) if session.joined else None
     outcome: list[BaseException | None] = []
 
     def fit():

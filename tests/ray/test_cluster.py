@@ -52,12 +52,16 @@ def head(num_classes):
 
 
 class Heard(Console):
-    def __init__(self):
+    """`then` is called when the run says that it waits."""
+
+    def __init__(self, then=None):
         super().__init__()
-        self.lines = []
+        self.lines, self.then = [], then
 
     def say(self, text):
         self.lines.append(text)
+        if text.startswith("waiting for room"):
+            self.then()
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +86,8 @@ def here(address, folder, monkeypatch):
     return Lab(folder / "here")
 
 
-def experiment(here, address, registry=None):
-    return Experiment(registry or here.registry, find_project(here.path), Heard(), "test", address)
+def experiment(here, address, registry=None, then=None):
+    return Experiment(registry or here.registry, find_project(here.path), Heard(then), "test", address)
 
 
 def config(here, name, registry=None, **changes):
@@ -144,8 +148,7 @@ def test_plugins_and_modules_travel_and_room_is_waited_for(here, address, folder
     )
 
     theirs = somebody()
-    threading.Timer(4, ray.kill, [theirs]).start()
-    ours = experiment(here, address, registry)
+    ours = experiment(here, address, registry, then=lambda: ray.kill(theirs))
     run = ours.start(far)
     assert run.finished and len(run.rows("epoch")) == 2
     assert "waiting for room in the cluster: wanted 2 × 1 CPU, free 1 of 2 CPU" in ours.console.lines
@@ -159,9 +162,9 @@ def test_a_run_that_waits_can_be_stopped(here, address, folder):
     import ray
 
     theirs, runs = somebody(), folder / "runs"
-    threading.Timer(4, ask, [runs / "waits", STOP]).start()
+    waits = config(here, "waits", scale={"num_workers": 2}, run={"dir": str(runs)})
     with pytest.raises(Stopped, match="while it waited for room"):
-        experiment(here, address).start(config(here, "waits", scale={"num_workers": 2}, run={"dir": str(runs)}))
+        experiment(here, address, then=lambda: ask(runs / "waits", STOP)).start(waits)
     assert RunFolder(runs / "waits").state == "interrupted"
     ray.kill(theirs)
 
