@@ -11,7 +11,15 @@ class KdrayError(Exception):
 
 
 class RunFailed(KdrayError):
-    """The run itself failed: a worker raised or died more often than `scale.max_failures` allows."""
+    """The run itself failed: a worker raised or died more often than `scale.max_failures` allows. details: what is too
+    long for the message; it goes into the run's folder."""
+
+    def __init__(self, message: str, **details):
+        super().__init__(message)
+        self.details = details
+
+    def __reduce__(self):
+        return type(self), self.args, {"details": self.details}
 
 
 class ConfigError(KdrayError):
@@ -30,6 +38,10 @@ class MismatchError(KdrayError):
     """A cache or a checkpoint does not belong to what it is asked for."""
 
     exit_code = 4
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop, and has: its checkpoint is written."""
 
 
 def did_you_mean(name: str, known) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 
 import typer
 
-from . import cache, doctor, evaluate, list_, plugins, precompute, resume, runs, schema, show, train, validate
+from . import cache, doctor, evaluate, list_, plugins, precompute, resume, runs, schema, show, stop, train, validate
 from .verbs import Verbs
 
 app = typer.Typer(
@@ -24,6 +26,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("precompute")(precompute.precompute)
 app.command("resume")(resume.resume)
+app.command("stop")(stop.stop)
 app.command("evaluate")(evaluate.evaluate)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)
@@ -55,8 +58,11 @@ def _root(
 def main() -> None:
     """Exit codes: 0 done, 1 the run failed, 2 config or arguments, 3 a plugin, 4 a mismatch, 130 interrupted."""
     from ..errors import KdrayError
+    from ..launch.signals import interrupt
 
     try:
+        with contextlib.suppress(ValueError):  # outside the main thread
+            signal.signal(signal.SIGTERM, interrupt)
         app()
     except KdrayError as error:
         print(f"error: {error}", file=sys.stderr)

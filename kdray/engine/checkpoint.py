@@ -18,19 +18,20 @@ from torch import Tensor
 
 from ..errors import MismatchError, RunFailed
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
 class Counters:
     """Where a run stands. epoch: of the phase (the losses' first stages, then the main loop); batch: batches done in
-    `epoch`; sums: of the terms over those batches, for the epoch's means; teacher: measured accuracies by teacher."""
+    `epoch`; sums: of the terms over those batches, by worker, for the epoch's means; teacher: measured accuracies by
+    teacher."""
 
     step: int = 0
     phase: int = 0
     epoch: int = 0
     batch: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, list[float]] = field(default_factory=dict)
     best: dict | None = None
     teacher: dict | None = None
     digest: str = ""
@@ -90,7 +91,9 @@ def load(path: Path, digest: str) -> tuple[Counters, dict[str, dict[str, Tensor]
     written = state.pop("format")
     if written > FORMAT:
         raise MismatchError(f"{path} was written by a newer kdray; update kdray to resume this run")
-    if written < FORMAT:
+    if written == 2:
+        state["sums"] = {name: [total] for name, total in state["sums"].items()}
+    if written < 2:
         raise MismatchError(f"{path} was written by kdray 0.1; resume this run with that version, or start it anew")
     counters = Counters(**state)
     if counters.digest != digest:

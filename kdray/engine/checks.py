@@ -11,18 +11,27 @@ from ..errors import ConfigError, MismatchError, PluginError, RunFailed
 from .context import Context
 from .objective import Objective
 
+SHOWN = 10
+"""Samples of a batch that a message names."""
 
-def check_finite(lost: list[str], terms: list[str], epoch: int) -> None:
-    """Raises RunFailed before a network that is lost replaces a good checkpoint. lost: those of the `terms` that were
-    the first not to be finite; the others follow at the next step, through the student's weights."""
-    if not lost:
-        return
+
+def not_finite(lost: list[str], terms: list[str], epoch: int, step: int, samples: list[int]) -> RunFailed:
+    """To be raised before a network that is lost replaces a good checkpoint. lost: those of the `terms` that were not
+    finite at `step` (`Step.number`), the first such; the others follow at the next, through the student's weights.
+    epoch: counted from 1. samples: of the step's global batch, their places in the data set."""
     names, others = " and ".join(lost), " and ".join(name for name in terms if name not in lost)
     what = f"{names} is not a finite number" if len(lost) == 1 else f"{names} are not finite numbers"
     when = f", before {others}" if others else ", all at once, as when the student's weights are" if lost[1:] else ""
-    raise RunFailed(
-        f"{what} any more in epoch {epoch}{when}: {f'look at what {names} computes, ' if others else ''}lower "
-        "optimizer.lr, set engine.clip_norm, or use engine.precision fp32. The last checkpoint is from before."
+    shown = ", ".join(map(str, samples[:SHOWN])) + (f", … ({len(samples)} in all)" if samples[SHOWN:] else "")
+    return RunFailed(
+        f"{what} any more in epoch {epoch}, at step {step}{when}: "
+        f"{f'look at what {names} computes, ' if others else ''}lower "
+        "optimizer.lr, set engine.clip_norm, or use engine.precision fp32. The last checkpoint is from before. "
+        f"The samples of that step: {shown}.",
+        terms=lost,
+        epoch=epoch,
+        step=step,
+        samples=samples,
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -11,42 +9,46 @@ from .context import Context
 
 
 class Sums:
-    """Each term times its rows, and the rows. After `shared`, the first worker holds the sums of all, the others
-    zeros."""
+    """Each term times its rows, and the rows. start: by name, what each worker had summed up at a checkpoint; other
+    workers than then go on from the sum of all."""
 
-    def __init__(self, context: Context, start: dict[str, float]):
+    def __init__(self, context: Context, start: dict[str, list[float]]):
         self.context = context
         self.names = list(start)
-        mine = list(start.values()) if context.is_first else [0.0] * len(start)
+        if all(len(values) == context.world_size for values in start.values()):
+            mine = [values[context.rank] for values in start.values()]
+        else:
+            mine = [sum(values) if context.is_first else 0.0 for values in start.values()]
         self.values = torch.tensor(mine, dtype=torch.float64, device=context.device)
-        self.finite = torch.zeros_like(self.values)  # how often each sum was finite after a step
-        self.lost: dict[str, float] = {}
+        self.unseen: list[Tensor] = []  # the terms of each step since `first_lost` was last asked
 
     def add(self, terms: dict[str, Tensor], rows: int) -> None:
         if not self.names:
             self.names = ["", *terms]  # "": the rows
             self.values = torch.zeros(len(self.names), dtype=torch.float64, device=self.context.device)
-            self.finite = torch.zeros_like(self.values)
-        self.values += (
-            torch.stack([torch.ones((), device=self.context.device), *(t.detach() for t in terms.values())]).double()
-            * rows
-        )
-        self.finite += self.values.isfinite()
+        ones = torch.ones((), device=self.context.device)
+        now = torch.stack([ones, *(t.detach() for t in terms.values())]).double()
+        self.values += now * rows
+        self.unseen.append(now)
 
-    def shared(self) -> dict[str, float]:
-        self.values, self.finite = self.context.sum(torch.stack([self.values, self.finite]))
-        totals, finite = (dict(zip(self.names, x.tolist())) for x in (self.values, self.finite))
-        self.lost = {name: finite[name] for name, total in totals.items() if not math.isfinite(total)}
-        if not self.context.is_first:
-            self.values, self.finite = torch.zeros_like(self.values), torch.zeros_like(self.finite)
-        return totals
+    def by_worker(self) -> dict[str, list[float]]:
+        """What `start` is to be."""
+        parts = self.context.gather(self.values[None], [1] * self.context.world_size)
+        return dict(zip(self.names, parts.T.tolist()))
 
-    def first_lost(self, terms: list[str]) -> list[str]:
-        """Of these terms, those that `shared` found not to be finite, and that were so before the others."""
-        lost = {name: steps for name, steps in self.lost.items() if name in terms}
-        return [name for name, steps in lost.items() if steps == min(lost.values())]
+    def first_lost(self) -> tuple[int, list[str]] | None:
+        """The first step since this was last asked where a term was not finite, for whichever worker: how many steps
+        ago, 0 for the last one, and the terms. The device is waited for."""
+        if not self.unseen:
+            return None
+        lost = self.context.sum((~torch.stack(self.unseen).isfinite()).int()).tolist()
+        self.unseen = []
+        for number, flags in enumerate(lost):
+            if any(flags):
+                return len(lost) - 1 - number, [name for name, flag in zip(self.names, flags) if flag]
+        return None
 
     def means(self) -> dict[str, float]:
-        totals = self.shared()
+        totals = dict(zip(self.names, self.context.sum(self.values.clone()).tolist()))
         rows = totals.pop("")
         return {name: total / rows for name, total in totals.items()}

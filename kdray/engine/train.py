@@ -31,7 +31,7 @@ from ..config.schema import Config
 from ..data.feed import Feed
 from ..data.views import batches, share, stream
 from ..distiller import Batch, Step
-from ..errors import ConfigError, PluginError
+from ..errors import ConfigError, PluginError, Stopped
 from ..registry import Registry
 from ..teacher.cached import CachedTeacher
 from ..teacher.live import LiveTeacher
@@ -43,11 +43,12 @@ from .allocator import keep_freed_memory
 from .batchnorm import synchronise
 from .build import Parts, build, new_optimizer
 from .checkpoint import Counters
-from .checks import check_finite, check_last_batch, check_replicas, check_same_data
+from .checks import check_last_batch, check_replicas, check_same_data, not_finite
 from .context import Context, reseed
 from .ema import EMA
 from .evaluate import evaluate
 from .labels import batch_for
+from .listening import Listener
 from .objective import naming
 from .phases import Trainable, phases
 from .schedule import loss_weight, lr_factor, option_value
@@ -76,7 +77,7 @@ class Job:
 
 
 class Log(Protocol):
-    """Where the first worker tells what happens."""
+    """Where the first worker tells what happens, and hears what is asked."""
 
     def row(self, row: dict) -> None: ...
 
@@ -86,9 +87,15 @@ class Log(Protocol):
 
     def progress(self, **now) -> None: ...
 
+    def asked(self) -> str: ...
+
+    def answer(self, what: str) -> None: ...
+
 
 def train(job: Job, registry: Registry, context: Context, log: Log) -> None:
-    """Train to the end of the schedule. Every worker calls it; `log` is used by the first alone."""
+    """Train to the end of the schedule. Every worker calls it; `log` is used by the first alone.
+
+    Raises Stopped, on every worker at the same step, when the log says that the run is asked to stop."""
     parts = build(job.config, registry, job.data_root, job.teacher_checkpoints, context.device, job.caches, job.placed)
     if job.data:
         check_same_data(parts.data, job.data)
@@ -134,6 +141,7 @@ class Training:
         if context.is_first:
             log.rewind(self.counters.step if found else -1)
         self.saved_at = self.counters.step
+        self.listener, self.asked = Listener(context, log, self.counters.step), ""
 
     # -- set-up ------------------------------------------------------------------------------------------------------
 
@@ -191,6 +199,10 @@ class Training:
         while True:
             while self.counters.epoch < self._epochs():
                 self._epoch()
+                if self.asked and not self._is_done():
+                    if self.saved_at < self.counters.step:
+                        self._checkpoint()
+                    self._answer()
             if self.phase.stage is None:
                 break
             self.counters.phase, self.counters.epoch = self.counters.phase + 1, 0
@@ -200,6 +212,17 @@ class Training:
             self.log.guard()
             checkpoint.replace_safetensors(state, self.folder / "student.safetensors")
         self.context.barrier()
+
+    def _is_done(self) -> bool:
+        return self.phase.stage is None and self.counters.epoch == self._epochs()
+
+    def _answer(self) -> None:
+        """After a checkpoint that was asked for, on its own or to stop."""
+        asked, self.asked = self.asked, ""
+        if self.context.is_first:
+            self.log.answer(asked)
+        if asked == "stop":
+            raise Stopped(f"stopped at step {self.counters.step}")
 
     def _epochs(self) -> int:
         return self.phase.stage.epochs if self.phase.stage else self.config.schedule.epochs
@@ -263,17 +286,22 @@ class Training:
                 phase="training", stage=self.phase.name, epoch=counters.epoch, batch=counters.batch, batches=len(order)
             )
             if terms and counters.step % config.engine.log_every == 0:
+                self._check_finite(sums, order)
                 self._log_step(terms, len(mine[number]))
-            if self._checkpoint_is_due() and counters.batch < len(order) and self._at_update(number, len(order)):
-                counters.sums = sums.shared()
-                self._check_finite(sums, counters.epoch + 1)
+            self.asked = self.listener.hear(counters.step) or self.asked
+            due = self.asked or self._checkpoint_is_due()
+            if due and counters.batch < len(order) and self._at_update(number, len(order)):
+                counters.sums = sums.by_worker()
+                self._check_finite(sums, order)
                 self._checkpoint()
+                if self.asked:
+                    self._answer()
+        self._check_finite(sums, order)
         train_terms = sums.means()
         total = train_terms.pop(TOTAL)
         seconds = time.monotonic() - began
         seen = sum(len(rows) for rows in order[done_before:])
         counters.epoch, counters.batch, counters.sums = counters.epoch + 1, 0, {}
-        self._check_finite(sums, counters.epoch)
         self.parts.teachers.flush()
         if self.phase.stage:
             self._finish_epoch_of_stage(train_terms, seen / seconds)
@@ -366,9 +394,14 @@ class Training:
             )
         self.terms = names
 
-    def _check_finite(self, sums: Sums, epoch: int) -> None:
-        terms = self.terms or []
-        check_finite(sums.first_lost(terms), terms, epoch)
+    def _check_finite(self, sums: Sums, order: list[Tensor]) -> None:
+        """Of all steps since it was last called; a loss is lost for some steps before it is found out."""
+        counters, found = self.counters, sums.first_lost()
+        if found:
+            ago, names = found
+            lost = [name for name in self.terms if name in names] or ["their weighted sum"]
+            samples = self.parts.data.train.ids[order[counters.batch - 1 - ago]].tolist()
+            raise not_finite(lost, self.terms, counters.epoch + 1, counters.step - 1 - ago, samples)
 
     def _update(self, at: float) -> None:
         lr = self._lr(at)

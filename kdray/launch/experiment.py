@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from ..engine.sharding import check_sharding
 from ..engine.train import Job, check_last_batch, check_same_data
 from ..errors import ConfigError, MismatchError
 from ..registry import Registry
+from ..run.asking import STOP, ask, forget
 from ..run.console import Console
 from ..run.folder import RunFolder, finished_run, read_json, refuse_taken, write_json
 from ..run.metrics import FileLog
@@ -40,6 +41,7 @@ from .answering import Errand
 from .placement import AskingPool, TeacherPool, place, placed_teachers
 from .ray_train import run_on_ray
 from .session import RaySession, share_out
+from .signals import graceful
 from .worker import Assignment, disk_is_full, train_here
 
 
@@ -51,6 +53,8 @@ class Experiment:
     command: str
     address: str | None = None
     """The Ray cluster, for runs with workers; None starts one here."""
+    under_way: list[Path] = field(default_factory=list)
+    """Folders of the runs that this one is part of, the outermost first, and its own."""
 
     # -- the verbs ---------------------------------------------------------------------------------------------------
 
@@ -133,7 +137,9 @@ class Experiment:
         self, run: RunFolder, config: Config, data: Data | None = None, caches: dict[str, Place] | None = None
     ) -> RunFolder:
         """data, caches: where they are known already."""
+        self.under_way.append(run.path)
         try:
+            forget(run.path)
             run.set_status("running")
             self._tell("kdray_run_started", run, config)
             teachers = self._teachers(run, config)
@@ -153,6 +159,8 @@ class Experiment:
             if full := disk_is_full(error, run.path):
                 raise full from error
             raise
+        finally:
+            self.under_way.pop()
         self._tell("kdray_run_finished", run, config, summary=summary)
         return run
 
@@ -286,6 +294,11 @@ class Experiment:
 
     def _train(self, run: RunFolder, config: Config, teachers: dict[str, str], caches: dict[str, Place]) -> None:
         shutil.rmtree(run.path / "failures", ignore_errors=True)
+        asked_in = tuple(self.under_way[:-1])
+
+        def stop() -> None:
+            ask(run.path, STOP)
+            self.console.say("stopping with a checkpoint, within a few steps; Ctrl-C again ends at once, without one")
 
         def on_row(row: dict) -> None:
             screen.row(row)
@@ -303,11 +316,13 @@ class Experiment:
             self.console.training(run, config) as screen,
             Tracking(config, self.registry, _about(run, config), self.console.say) as tracking,
             Watch(run.path, on_row, screen.progress),
+            graceful(stop),
             self._placed(config, teachers, caches) as placed,
         ):
             job, token = Job(config, run.path, self.project.data, teachers, caches, placed, run.data), run.new_token()
             if config.scale.num_workers == 0:
-                train_here(job, self.registry, Context(device=device_here(config)), FileLog(run.path, token))
+                log = FileLog(run.path, token, asked_in)
+                train_here(job, self.registry, Context(device=device_here(config)), log)
                 return
             cpus, use_gpu = share_out(config.scale, self.session.nodes())
             assignment = Assignment(
@@ -316,6 +331,7 @@ class Experiment:
                 self.registry.local_sources(),
                 tuple(self.registry.host.blocked),
                 token,
+                asked_in,
                 threads=max(1, int(cpus)),
             )
             run_on_ray(self.session, assignment, config.scale.num_workers, cpus, use_gpu, config.scale.max_failures)

@@ -111,7 +111,7 @@ class Precompute(Experiment):
         Raises ConfigError where there is no teacher, or a loss that no cache can serve; MismatchError where the place
         holds a cache of something else.
         """
-        with contextlib.ExitStack() as self.stack:
+        with contextlib.ExitStack() as self.stack, self._resumable():
             parts = self._parts(config)
             checkpoints, untrained = self._weights(config, parts.data.fingerprint())
             for name in untrained:
@@ -131,6 +131,14 @@ class Precompute(Experiment):
             elif not dry_run:
                 self._compute(Errand(config, self.project.data, checkpoints, places), works, parts.data)
         return [work.summary() for work in works]
+
+    @contextlib.contextmanager
+    def _resumable(self):
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.console.say("interrupted: what is stored stays; the same command goes on with the rest")
+            raise
 
     def trained(self, config: Config) -> Parts:
         """With the weights of all teachers. Raises MismatchError where one is not trained yet."""

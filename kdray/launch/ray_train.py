@@ -13,7 +13,8 @@ import time
 import traceback
 from pathlib import Path
 
-from ..errors import KdrayError, RunFailed
+from ..errors import KdrayError, RunFailed, Stopped
+from ..run.asking import has_stopped
 from .session import RaySession
 from .worker import Assignment, as_error, failures, final_failure, work
 
@@ -62,7 +63,7 @@ def _fails_for_good(folder: Path, patience: float = 3.0) -> bool:
 def run_on_ray(
     session: RaySession, assignment: Assignment, num_workers: int, cpus: float, use_gpu: bool, max_failures: int
 ) -> None:
-    """Raises the worker's own error, or RunFailed when workers were lost more often than `max_failures`."""
+    """Raises the worker's own error, RunFailed when workers were lost more often than `max_failures`, or Stopped."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -101,6 +102,8 @@ def run_on_ray(
         shutil.rmtree(scratch, ignore_errors=True)
     if final := final_failure(folder):
         raise as_error(final)
+    if has_stopped(folder):
+        raise Stopped("stopped, with a checkpoint")
     for cause in getattr(outcome[0], "worker_failures", {}).values():
         if isinstance(cause, KdrayError):  # of a worker that could not write into the run folder
             raise cause

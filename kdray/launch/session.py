@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import socket
+import threading
 
 from ..config.schema import ScaleConfig
 from ..errors import ConfigError
@@ -33,6 +35,7 @@ class RaySession:
         for key, value in SETTINGS.items():
             if not (joins and key == "RAY_AUTH_MODE"):  # a cluster has its own way of authentication
                 os.environ.setdefault(key, value)
+        handler = signal.getsignal(signal.SIGTERM)
         import ray
 
         self.ray, self.started = ray, not ray.is_initialized()
@@ -49,6 +52,9 @@ class RaySession:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 where = f"the Ray cluster at {self.address}" if joins else "Ray on this machine"
                 raise ConfigError(f"{where} could not be reached: {error}") from error
+            finally:
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place
         return self
 
     def __exit__(self, *_):

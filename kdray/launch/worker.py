@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..blame import tail
 from ..engine.train import Job
-from ..errors import ConfigError, KdrayError, MismatchError, PluginError, RunFailed
+from ..errors import ConfigError, KdrayError, MismatchError, PluginError, RunFailed, Stopped
+from ..run.asking import has_stopped
 from ..run.folder import read_json, write_json
 from ..teacher.storage import FULL
 
@@ -31,6 +32,8 @@ class Assignment:
     local_sources: dict[str, str] = field(default_factory=dict)
     blocked: tuple[str, ...] = ()
     token: str = ""
+    asked_in: tuple[Path, ...] = ()
+    """Folders of the runs that wait for this one."""
     threads: int = 1
 
 
@@ -44,8 +47,8 @@ def work(assignment: Assignment, context) -> None:
     from ..run.metrics import FileLog
 
     folder = assignment.job.folder
-    if final_failure(folder):
-        return  # the group was restarted after a failure that would only happen again
+    if final_failure(folder) or has_stopped(folder):
+        return  # the group was restarted after a failure that would only happen again, or after the end
     try:
         if _token(folder) != assignment.token:
             raise ConfigError(
@@ -56,7 +59,9 @@ def work(assignment: Assignment, context) -> None:
         registry = Registry.load(blocked=assignment.blocked, local_sources=assignment.local_sources)
         check_fingerprint(assignment.plugins, registry.fingerprint())
         write_json(folder / f"worker-{context.rank}.json", {"host": socket.gethostname(), "pid": os.getpid()})
-        train(assignment.job, registry, context, FileLog(folder, assignment.token))
+        train(assignment.job, registry, context, FileLog(folder, assignment.token, assignment.asked_in))
+    except Stopped:
+        pass  # the driver reads it from the run folder
     except Exception as error:
         error = disk_is_full(error, folder) or error
         if _token(folder) == assignment.token:  # else the folder is not ours: another node's disk, or a resumed run's

@@ -12,13 +12,16 @@ import time
 from pathlib import Path
 
 from ..errors import RunFailed
+from .asking import answer, asked
 from .folder import write_json
 
 
 class FileLog:
-    """The engine's `Log`, in a run folder. token: the mark of the start or resumption that this worker belongs to."""
+    """The engine's `Log`, in a run folder. token: the mark of the start or resumption that this worker belongs to.
+    asked_in: folders of the runs that wait for this one, which may be asked in its stead."""
 
-    def __init__(self, folder: Path, token: str, progress_every: float = 0.3):
+    def __init__(self, folder: Path, token: str, asked_in: tuple[Path, ...] = (), progress_every: float = 0.3):
+        self.folder, self.asked_in = folder, (folder, *asked_in)
         self.file, self.now = folder / "metrics.jsonl", folder / "progress.json"
         self.mark, self.token = folder / ".token", token
         self.progress_every, self._last = progress_every, ("", 0.0)
@@ -27,6 +30,12 @@ class FileLog:
         """Raises RunFailed when somebody else has resumed the run: what outlives its driver must not write."""
         if self.mark.read_text() != self.token:
             raise RunFailed("this run was resumed by another process; this one stops")
+
+    def asked(self) -> str:
+        return asked(self.asked_in)
+
+    def answer(self, what: str) -> None:
+        answer(self.folder, what)
 
     def row(self, row: dict) -> None:
         self.guard()

@@ -1,7 +1,6 @@
 """Run folders that cannot be, runs that fail, are interrupted and go on."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -10,6 +9,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
+
+from kdray.run.folder import RunFolder
 
 
 def test_a_name_that_is_taken(desk):
@@ -100,7 +101,7 @@ def test_a_loss_that_is_no_number_any_more(desk):
     result = desk("train", desk.config(optimizer={"lr": 1e38}, schedule={"epochs": 3}))
     assert result.code == 1
     assert (
-        "ce is not a finite number any more in epoch 1: lower optimizer.lr" in result.err
+        "ce is not a finite number any more in epoch 1, at step 1: lower optimizer.lr" in result.err
         and "Traceback" not in result.err
     )
     assert json.loads(desk.path.joinpath("runs/small/status.json").read_text())["state"] == "failed"
@@ -127,13 +128,15 @@ def test_the_loss_that_was_the_first_to_be_lost_is_named(desk, every_steps):
     data, checkpoint = {"name": "digits", "batch_size": 20, "samples": 100}, {"every_steps": every_steps}
     result = desk("train", desk.config(data=data, losses={"ce": {}, "lost": {}}, checkpoint=checkpoint))
     assert result.code == 1
-    assert "lost is not a finite number any more in epoch 1, before ce: look at what lost computes" in result.err
+    found = "lost is not a finite number any more in epoch 1, at step 1, before ce: look at what lost computes"
+    assert found in result.err
 
 
 def test_losses_that_are_lost_at_once(desk):
     losses = {"ce": {}, "smooth": {"use": "ce", "label_smoothing": 0.1}}
     result = desk("train", desk.config(optimizer={"lr": 1e38}, schedule={"epochs": 3}, losses=losses))
-    assert "ce and smooth are not finite numbers any more in epoch 1, all at once, as when the student's" in result.err
+    found = "ce and smooth are not finite numbers any more in epoch 1, at step 1, all at once, as when the student's"
+    assert found in result.err
 
 
 def test_an_error_in_a_users_network(desk):
@@ -181,29 +184,71 @@ def _hear_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_interrupted_and_resumed(desk):
-    """Ctrl-C in the middle of an epoch; the weights at the end are those of the unbroken run, bit for bit."""
-    long = ("schedule.epochs=40", "data.samples=1000", "checkpoint.every_steps=7", "data.augment=[crop]")
-    config = desk.config()
-    command = [sys.executable, "-m", "kdray", "train", config, *long, "--name", "broken"]
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+def _started(desk, run, *arguments):
+    """A command in a process of its own, whose run has begun to train."""
     # A shell lets what it starts in the background ignore Ctrl-C, and so would its children.
-    process = subprocess.Popen(command, cwd=desk.path, **pipes, preexec_fn=_hear_interrupts)
-    checkpoints = desk.path / "runs/broken/checkpoints"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdray", *map(str, arguments)],
+        cwd=desk.path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hear_interrupts,
+    )
     until = time.monotonic() + 60
-    while not list(checkpoints.glob("step-*")) and time.monotonic() < until and process.poll() is None:
+    while not list(desk.path.glob(f"runs/{run}/progress.json")) and time.monotonic() < until:
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
+    return process
+
+
+LONG = ("schedule.epochs=40", "data.samples=1000", "checkpoint.every_epochs=30", "data.augment=[crop]")
+
+
+def _state(desk, run):
+    return json.loads(desk.path.joinpath("runs", run, "status.json").read_text())["state"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed(desk, number):
+    """In the middle of an epoch, also of one whose update is not complete; the weights at the end are those of the
+    unbroken run, bit for bit."""
+    long = (*LONG, "engine.accumulate=3")
+    process = _started(desk, "broken", "train", desk.config(), *long, "--name", "broken")
+    process.send_signal(number)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 130, err
     assert "interrupted: `kdray resume broken` goes on" in err and "Traceback" not in err
-    status = json.loads(desk.path.joinpath("runs/broken/status.json").read_text())
-    assert status["state"] == "interrupted"
+    assert _state(desk, "broken") == "interrupted"
+    (kept,) = desk.path.glob("runs/broken/checkpoints/*")
+    assert not list(desk.path.glob("runs/broken/**/.writing-*"))
+    done = json.loads((kept / "state.json").read_text())
+    assert done["batch"] % 3 == 0 and done["step"] < 800
 
     assert desk("resume", "broken").code == 0
     whole = desk.trained(*long, name="whole")
     for file in ("student.safetensors", "best.safetensors"):
         assert desk.path.joinpath("runs/broken", file).read_bytes() == (whole / file).read_bytes()
+    rows = [[row for row in RunFolder(run).rows("epoch")] for run in (desk.path / "runs/broken", whole)]
+    assert [row["terms"] for row in rows[0]] == [row["terms"] for row in rows[1]]
+
+
+def test_stopped_while_its_teacher_is_trained(desk):
+    """By `kdray stop` of the run that waits for the teacher; `kdray resume` of it goes on with both."""
+    name = desk.config("teacher.yaml", name="teacher", schedule={"epochs": 40})
+    teacher = {"model": "convnet", "widths": [4], "train": name}
+    config = desk.config(teacher=teacher, losses={"ce": {}, "kd": {"temperature": 2.0}})
+    process = _started(desk, "teacher-*", "train", config)
+    told = desk("stop", "small")
+    assert told.code == 0 and "small has stopped: `kdray resume small` goes on with it" in told.out, told
+    assert process.wait(timeout=30) == 130
+    assert "interrupted: `kdray resume small` goes on" in process.communicate()[1]
+    (trained,) = desk.path.glob("runs/teacher-*")
+    assert _state(desk, "small") == _state(desk, trained.name) == "interrupted"
+    assert list(trained.glob("checkpoints/step-*"))
+    assert desk("resume", "small").code == 0
+    assert _state(desk, "small") == _state(desk, trained.name) == "finished"
+    assert desk("stop", "small").out == "small is not running: finished\n"
 
 
 def test_more_workers_than_cpus(desk):
