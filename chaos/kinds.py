@@ -70,17 +70,18 @@ def _steps(lab: Lab) -> int:
 
 
 def full_disk_training(lab: Lab, chance: Random) -> str:
-    """A file system of 2 MB, of which so much is left that some write of the run does not fit; then it is freed."""
+    """A file system of 2 MB that is full from a random step on but for some KiB; then there is room again."""
+    step, free = _before_end(chance), chance.randint(0, 60)
     with _Disk(lab.path / "runs") as disk:
-        free = disk.leave(chance.randint(4, 150) << 10)
+        lab.order("fill", step, folder="runs", free=free << 10)
         code = lab.command("train", "one.yaml").wait()
-        lab.commands[-1].ends(0, 1, 2)
+        lab.commands[-1].ends(0, 1)
         disk.free()
         said = lab.recover()
         shutil.copytree(lab.path / "runs", lab.path / "kept")
     shutil.rmtree(lab.path / "runs")
     os.rename(lab.path / "kept", lab.path / "runs")
-    return f"{free >> 10} KiB free, exit {code}, {said}"
+    return f"{free} KiB free from step {step} on, exit {code}, {said}"
 
 
 def full_disk_at_a_file(lab: Lab, chance: Random) -> str:
@@ -106,9 +107,8 @@ class _Disk:
             raise Skipped("needs the right to mount a file system")
         return self
 
-    def leave(self, free: int) -> int:
+    def leave(self, free: int) -> None:
         self.ballast.write_bytes(bytes(self.SIZE - free))
-        return free
 
     def free(self) -> None:
         self.ballast.unlink()
@@ -127,10 +127,11 @@ class Skipped(Exception):
 def runs_vanish(lab: Lab, chance: Random) -> str:
     """The folder of all runs goes away inside a step and comes back."""
     step, seconds = _before_end(chance), chance.choice([0.05, 0.3, 1.0])
-    lab.order("vanish", step, folder="runs", seconds=seconds)
-    code = lab.command("train", "one.yaml").wait()
-    lab.commands[-1].ends(0, 1, 2)
-    _wait_for(lambda: not (lab.path / "runs-gone").exists())
+    lab.order("vanish", step, folder="runs")
+    command = lab.command("train", "one.yaml")
+    _away_and_back(lab, command, "runs", seconds)
+    command.ends(0, 1, 2)
+    code = command.code
     return f"step {step}, for {seconds} s, exit {code}, {lab.recover()}"
 
 
@@ -189,11 +190,12 @@ def _have_cache(lab: Lab) -> None:
     shutil.copytree(lab.truth.path / "caches", lab.path / "caches")
 
 
-def _wait_for(true, patience: float = 30) -> None:
-    until = time.monotonic() + patience
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+def _away_and_back(lab: Lab, command, folder: str, seconds: float) -> None:
+    """Bring the folder back so many seconds after the command has lost it; what took its place meanwhile goes."""
+    command.wait((lab.path / "gone").exists)
+    time.sleep(seconds)
+    shutil.rmtree(lab.path / folder, ignore_errors=True)
+    os.rename(lab.path / "gone", lab.path / folder)
 
 
 # -- caches ----------------------------------------------------------------------------------------------------------
@@ -212,12 +214,13 @@ def full_disk_caching(lab: Lab, chance: Random) -> str:
     (lab.path / "caches").mkdir()
     with _Disk(lab.path / "caches" / "one") as disk:
         size = sum(map(len, lab.truth.cache().values()))
-        free = disk.leave(chance.randint(1, size >> 10) << 10)
+        free = chance.randint(1, size >> 10)
+        disk.leave(free << 10)
         code = lab.command("precompute", "cached.yaml").wait()
         lab.commands[-1].ends(0, 1)
         disk.free()
         said = _finish_cache(lab)
-    return f"{free >> 10} KiB free, exit {code}, {said}"
+    return f"{free} KiB free, exit {code}, {said}"
 
 
 def full_disk_caching_at_a_file(lab: Lab, chance: Random) -> str:
@@ -232,10 +235,11 @@ def cache_vanishes(lab: Lab, chance: Random) -> str:
     """The cache goes away inside a step of a run that reads it, and comes back."""
     _have_cache(lab)
     step, seconds = _before_end(chance), chance.choice([0.05, 0.3, 1.0])
-    lab.order("vanish", step, folder="caches", seconds=seconds)
-    code = lab.command("train", "cached.yaml", "--name", "cached").wait()
-    lab.commands[-1].ends(0, 1, 4)
-    _wait_for(lambda: not (lab.path / "caches-gone").exists())
+    lab.order("vanish", step, folder="caches")
+    command = lab.command("train", "cached.yaml", "--name", "cached")
+    _away_and_back(lab, command, "caches", seconds)
+    command.ends(0, 1, 4)
+    code = command.code
     said = lab.recover("cached", "cached.yaml")
     lab.same_cache()
     return f"step {step}, for {seconds} s, exit {code}, {said}"

@@ -61,7 +61,7 @@ class Lab:
     def __init__(self, path: Path, truth: Lab | None = None):
         self.path, self.truth, self.commands = path, truth or self, []
         if truth:
-            shutil.copytree(truth.path, path, ignore=shutil.ignore_patterns("runs", "caches", "tmp"))
+            shutil.copytree(truth.path, path, ignore=shutil.ignore_patterns("runs", "caches", "tmp", "*.log"))
         (path / "tmp").mkdir(parents=True)
 
     @classmethod
@@ -126,6 +126,8 @@ class Lab:
             same = (a / f"{file}.safetensors").read_bytes() == (b / f"{file}.safetensors").read_bytes()
             assert same, f"{file} differs in the last checkpoint"
         assert _story(mine) == _story(true), "metrics.jsonl tells another story"
+        told = {row["path"] for row in mine.rows("checkpoint")}
+        assert told >= {path.name for path in checkpoints(mine.path / "checkpoints")}, "a checkpoint has no row"
 
     def cache(self) -> dict[str, bytes]:
         folder = self.path / "caches" / "one"
@@ -219,7 +221,7 @@ class Forked(Command):
         code = 1
         try:
             os.setsid()
-            out = os.open(self.file, os.O_WRONLY | os.O_CREAT)
+            out = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(out, 1), os.dup2(out, 2)
             os.environ.update(self.env)
             os.chdir(lab.path)
@@ -276,7 +278,7 @@ def _main() -> int:
 
 
 def _story(run: RunFolder) -> list:
-    rows = [row for row in run.rows() if row["kind"] != "resumed"]
+    rows = [row for row in run.rows() if row["kind"] not in ("resumed", "checkpoint")]
     return [(row["kind"], row["step"], row.get("terms"), row.get("test")) for row in rows]
 
 

@@ -7,8 +7,8 @@ away: what is done again after a restart goes well.
 import json
 import os
 import random
+import shutil
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -42,7 +42,9 @@ class Sick(Distiller):
                 if order["signal"] == signal.SIGKILL:
                     time.sleep(60)  # the signal needs a moment
             case "vanish":
-                away(FOLDER / order["folder"], order["seconds"])
+                os.rename(FOLDER / order["folder"], FOLDER / "gone")  # who gave the order brings it back
+            case "fill":
+                fill(FOLDER / order["folder"], order["free"])
             case "clock":
                 shift(order["seconds"])
             case "seeds":
@@ -62,19 +64,9 @@ class Sick(Distiller):
         return order
 
 
-def away(folder: Path, seconds: float) -> None:
-    """The folder goes, and comes back after so many seconds; whatever took its place meanwhile goes."""
-    gone = folder.with_name(folder.name + "-gone")
-    os.rename(folder, gone)
-
-    def back():
-        import shutil
-
-        time.sleep(seconds)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(gone, folder)
-
-    threading.Thread(target=back).start()
+def fill(folder: Path, free: int) -> None:
+    """So many bytes are left on the file system."""
+    (folder / "ballast").write_bytes(bytes(max(0, shutil.disk_usage(folder).free - free)))
 
 
 def shift(seconds: float) -> None:
