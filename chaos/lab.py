@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from chaos import points
+from chaos.cluster import MARK as CLUSTER
 from kdray.engine.checkpoint import checkpoints
 from kdray.run.folder import RunFolder
 
@@ -80,6 +81,10 @@ class Lab:
         lab.caching_points = points.counted(path)
         lab.done("train", "cached.yaml", "--name", "cached")
         return lab
+
+    def with_workers(self) -> None:
+        """The unbroken run of two workers, too."""
+        self.done("train", "split.yaml", "--name", "split", started=True)
 
     def run(self, name: str = "one") -> RunFolder:
         return RunFolder(self.path / "runs" / name)
@@ -148,6 +153,9 @@ class Lab:
         parts = [p for p in self.path.rglob(".*") if p.name.startswith(".writing-") or p.name == ".ray"]
         left = [str(p.relative_to(self.path)) for p in [*parts, *(self.path / "tmp").iterdir()]]
         assert not left, f"left behind: {left}"
+        self.clean_processes()
+
+    def clean_processes(self) -> None:
         until = time.monotonic() + 15
         while alive := [text for command in self.commands for text in command.left()]:
             assert time.monotonic() < until, f"processes are left: {alive}"
@@ -264,7 +272,8 @@ class Started(Command):
         return self.code
 
     def belongs(self, pid: int) -> bool:
-        return f"{MARK}={self.lab.path}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        env = Path(f"/proc/{pid}/environ").read_bytes()
+        return f"{MARK}={self.lab.path}".encode() in env.split(b"\0") and CLUSTER.encode() not in env
 
 
 def _main() -> int:

@@ -21,10 +21,10 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that this file can be run as it is
 
-from chaos import kinds
+from chaos import kinds, kinds_ray
 from chaos.lab import Lab
 
-KINDS = kinds.KINDS
+KINDS = kinds.KINDS | kinds_ray.KINDS
 
 
 def plan(faults: int, words: list[str]) -> list[tuple[str, int]]:
@@ -85,6 +85,8 @@ def run(todo: list[tuple[str, int]], seed: int, root: Path, jobs: int, seconds: 
     """The outcome of each fault, as they end."""
     _load_modules()
     began, truth, rows = time.monotonic(), Lab.first(root / "truth"), []
+    if any(name.startswith("Ray") for name, _ in todo):
+        truth.with_workers()
     print(f"unbroken runs: {time.monotonic() - began:.0f} s", flush=True)
     tasks = [(name, number, seed, root / str(i), truth, began + seconds) for i, (name, number) in enumerate(todo)]
     with multiprocessing.get_context("fork").Pool(jobs) as pool:

@@ -37,6 +37,8 @@ class Sick(Distiller):
                 return zero * float("nan")
             case "hang":
                 time.sleep(10_000)
+            case "pause":
+                time.sleep(3)
             case "kill":
                 os.kill(os.getpid(), order["signal"])
                 if order["signal"] == signal.SIGKILL:
