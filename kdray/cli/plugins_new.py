@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +35,7 @@ def new(
     if ("distillers", name) in Registry.default().owners:
         owner = Registry.default().owners["distillers", name][0]
         raise ConfigError(f"there is a distiller '{name}' already, of plugin {owner}; choose another name")
-    package = folder.expanduser() / f"kdray-{name.replace('_', '-')}"
+    package = Path(os.path.expanduser(folder)) / f"kdray-{name.replace('_', '-')}"
     if package.exists():
         raise ConfigError(f"{package} exists already; choose another name, or --dir")
     words = {"NAME": name, "CLASS": "".join(map(str.capitalize, name.split("_"))), "DIST": package.name}

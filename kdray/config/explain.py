@@ -78,9 +78,9 @@ def explain(error: ValidationError, model: type[BaseModel], value: Any, more_key
     for item in error.errors(include_url=False):
         by_path[_path(item, value)].append(item)
     faults = []
+    inner = {path[:i] for path in by_path for i in range(len(path))}
     for path, items in by_path.items():
-        deeper = any(len(other) > len(path) and other[: len(path)] == path for other in by_path)
-        if deeper and all(map(_is_type, items)):
+        if path in inner and all(map(_is_type, items)):
             continue  # another branch of the union took the value, and has its own errors further down
         meant = [item for item in items if not _is_type(item)] or items
         if all(map(_is_type, meant)):

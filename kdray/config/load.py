@@ -26,6 +26,9 @@ from .schema import Config
 from .sections import check, filled, lists, sections
 from .yaml import Mark, Problem, dotted
 
+TOLD = 100
+"""Most faults of an error."""
+
 __all__ = ["Loaded", "annotated_yaml", "digest", "load_config", "to_yaml"]
 
 
@@ -60,11 +63,14 @@ def load_config(path: str | os.PathLike, overrides: Iterable[str] = (), registry
             tree.remove(gone)
         faults, options, broken = _check(tree, registry)
     told = {problem.path for problem in tree.problems}
-    problems = tree.problems + [_problem(tree, fault) for fault in faults if dotted(fault.path) not in told]
+    faults = [fault for fault in faults if dotted(fault.path) not in told]
+    problems = tree.problems + [_problem(tree, fault) for fault in faults[:TOLD]]
     if problems:
         order = {file: i for i, file in enumerate(tree.files)}
         problems.sort(key=lambda p: (order.get(p.mark.file, len(order)), p.mark.line, p.mark.column))
-        lines = dict.fromkeys(map(str, problems))
+        lines = list(dict.fromkeys(map(str, problems)))
+        if len(faults) > TOLD:
+            lines.append(f"and {len(faults) - TOLD} more")
         raise (PluginError if len(problems) == broken else ConfigError)("\n".join(lines))
     value = _fill(tree.value, options)
     of_teachers = [("teachers", name, key) for name in value.get("teachers") or {} for key in ("checkpoint", "train")]
@@ -129,7 +135,10 @@ def _problem(tree: Tree, fault: Fault) -> Problem:
 def _removal(tree: Tree, path: tuple) -> str:
     """How to remove a key that is left in a section which an extending file or the command line has changed."""
     layers = [COMMAND_LINE.file, *tree.files]
-    siblings = {mark.file for p, mark in tree.keys.items() if len(p) == len(path) and p[:-1] == path[:-1]}
+    section = tree.value
+    for part in path[:-1]:
+        section = section[part]
+    siblings = {tree.keys[at].file for key in section if (at := (*path[:-1], key)) in tree.keys}
     newest = min(siblings, key=layers.index)
     if tree.keys[path].file == newest:
         return ""

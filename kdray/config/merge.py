@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ConfigError, did_you_mean
-from .yaml import Document, Keys, Mark, Problem, dotted, read
+from .yaml import DEPTH, Document, Keys, Mark, Problem, dotted, read
 
 COMMAND_LINE = Mark("command line")
+LARGEST = 1_000_000
+"""Most bytes of a config; a file of another kind may have no end."""
 
 
 @dataclass
@@ -38,26 +41,35 @@ class Tree:
                 self._merge(old, value, here, doc)
                 continue
             was_cleared = here in self.cleared
-            self.forget(here)
+            self.forget(here, old)
             if value is None and (old is not None or was_cleared):
                 self.cleared.add(here)
             into[key] = value
-            for mine, theirs in ((self.keys, doc.keys), (self.values, doc.values)):
-                mine.update({p: mark for p, mark in theirs.items() if p[: len(here)] == here})
+            for p in _paths(here, value):
+                for mine, theirs in ((self.keys, doc.keys), (self.values, doc.values)):
+                    if p in theirs:
+                        mine[p] = theirs[p]
 
-    def forget(self, path: tuple):
-        """Drop what is noted of a path and of all below it."""
-        for notes in (self.keys, self.values):
-            for p in [p for p in notes if p[: len(path)] == path]:
-                del notes[p]
-        self.cleared = {p for p in self.cleared if p[: len(path)] != path}
+    def forget(self, path: tuple, value):
+        """Drop what is noted of a path, where `value` stood, and of all below it."""
+        for p in _paths(path, value):
+            self.keys.pop(p, None)
+            self.values.pop(p, None)
+            self.cleared.discard(p)
 
     def remove(self, path: tuple):
         inner = self.value
         for part in path[:-1]:
             inner = inner[part]
-        del inner[path[-1]]
-        self.forget(path)
+        self.forget(path, inner.pop(path[-1]))
+
+
+def _paths(path: tuple, value) -> Iterator[tuple]:
+    """A path and all below it."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from _paths((*path, key), inner)
 
 
 def merge(path: str | os.PathLike, overrides) -> tuple[Tree, str]:
@@ -85,13 +97,16 @@ def merge(path: str | os.PathLike, overrides) -> tuple[Tree, str]:
 def _read_file(label: str, asked_by: Mark | None) -> tuple[str, Document]:
     where = f"{asked_by}: extends: " if asked_by else ""
     try:
-        raw = Path(label).read_bytes()
+        with open(label, "rb") as file:
+            raw = file.read(LARGEST + 1)
     except FileNotFoundError:
         folder = Path(label).parent
         near = did_you_mean(Path(label).name, [p.name for p in folder.glob("*.y*ml")]) if folder.is_dir() else ""
         raise ConfigError(f"{where}there is no file {label}.{near}") from None
     except OSError as error:
         raise ConfigError(f"{where}cannot read {label}: {error.strerror}") from None
+    if len(raw) > LARGEST:
+        raise ConfigError(f"{where}{label} is longer than {LARGEST:,} bytes, which no config is")
     doc = read(raw, label)
     if doc.value is None and not doc.problems:
         raise ConfigError(f"{label}: the file is empty: a config needs at least name, data, student, losses and so on")
@@ -114,7 +129,12 @@ def _override(override: str, tree: Tree) -> Document:
     """`a.b.c=value` as a document of its own."""
     name, equals, text = override.partition("=")
     path = tuple(name.strip().split("."))
-    if not equals or not all(path):
+    if not override.isascii():
+        try:
+            override.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{override!a} is not text in UTF-8") from None
+    if not equals or not all(path) or len(path) > DEPTH:
         raise ConfigError(f"'{override}' is not an override: write section.key=value, as in data.batch_size=256")
     if path[0] == "extends":
         raise ConfigError(f"'{override}': extends belongs in a file")

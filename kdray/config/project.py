@@ -63,7 +63,9 @@ def find_project(start: str | os.PathLike | None = None) -> Project:
     root = file.parent if file else start
 
     def place(name: str) -> Path:
-        return Path(os.path.abspath(root / Path(name).expanduser()))
+        if "\0" in name:
+            raise ConfigError(f"{file}: {name!r} is not a path: the character U+0000 is not allowed")
+        return Path(os.path.abspath(root / os.path.expanduser(name)))
 
     return Project(
         root,
@@ -81,8 +83,6 @@ def _read(file: Path) -> ProjectFile:
     try:
         value = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         return ProjectFile.model_validate(value)
-    except tomllib.TOMLDecodeError as error:  # its message ends with the line and the column
-        raise ConfigError(f"{file}: not TOML: {error}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not a text file in UTF-8 (byte {error.start})") from None
     except OSError as error:
@@ -92,3 +92,7 @@ def _read(file: Path) -> ProjectFile:
         for fault in explain(error, ProjectFile, value):
             lines.append(str(Problem(Mark(str(file)), dotted(fault.concerns), fault.text)))
         raise ConfigError("\n".join(lines)) from None
+    except tomllib.TOMLDecodeError as error:  # its message ends with the line and the column
+        raise ConfigError(f"{file}: not TOML: {error}") from None
+    except (RecursionError, ValueError):
+        raise ConfigError(f"{file}: not TOML: too many levels of nesting, or digits of a number") from None

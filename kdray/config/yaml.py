@@ -50,6 +50,9 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
 
+VALUES, DEPTH = 20_000, 50
+"""Most values of a document; most levels of it, or of the key of an override."""
+
 _CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
 _CONSTANTS |= {f(k): v for k, v in _CONSTANTS.items() for f in (str.capitalize, str.upper)}
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -66,7 +69,9 @@ def scalar(text: str):
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if _INT.fullmatch(text):
-        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        if len(text) > 30 or not -(2**63) <= (value := int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))) < 2**63:
+            raise ValueError("a whole number must fit into 64 bits")
+        return value
     if _FLOAT.fullmatch(text):
         value = float(re.sub(r"\.(?=[a-zA-Z])", "", text))
         if not math.isfinite(value):
@@ -89,6 +94,7 @@ def dotted(path: Iterable) -> str:
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012 -- every scalar arrives as text, and `scalar` decides
+    depth = 0
 
     def compose_node(self, parent, index):
         event = self.peek_event()
@@ -96,7 +102,16 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(
                 None, None, f"tags are not allowed: {event.tag.replace('tag:yaml.org,2002:', '!!')}", event.start_mark
             )
-        return super().compose_node(parent, index)
+        self.depth += 1
+        _check_depth(self.depth, event)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _check_depth(depth, at):
+    if depth > DEPTH:
+        raise yaml.composer.ComposerError(None, None, f"more than {DEPTH} levels of nesting", at.start_mark)
 
 
 def read(text: str | bytes, file: str, fixed: Mark | None = None) -> Document:
@@ -141,13 +156,14 @@ class _Reader:
 
     def value(self, node, path):
         self.doc.values[path] = self.at(node.start_mark.line, node.start_mark.column)
-        if len(self.doc.values) > 100_000:
-            raise yaml.composer.ComposerError(None, None, "more than 100,000 values", node.start_mark)
+        if len(self.doc.values) > VALUES:
+            raise yaml.composer.ComposerError(None, None, f"more than {VALUES:,} values", node.start_mark)
         if isinstance(node, yaml.ScalarNode):
-            return self.scalar(node, path) if node.style is None else node.value
+            return self.scalar(node, path) if node.style is None else self.text(node, path)
         if node in self.open:
             raise yaml.composer.ComposerError(None, None, "an anchor that contains itself", node.start_mark)
         self.open.append(node)
+        _check_depth(len(self.open), node)  # aliases nest what was not nested where it stands
         if isinstance(node, yaml.SequenceNode):
             value = [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
         else:
@@ -162,6 +178,17 @@ class _Reader:
             self.problem(node, path, f"{error}, not {node.value[:40]}")
             return math.nan
 
+    def text(self, node, path):
+        """Quoted. JSON escapes a character beyond U+FFFF as two halves; half a character is none. No name has a NUL."""
+        if "\0" in node.value:
+            self.problem(node, path, "the character U+0000 is not allowed")
+            return ""
+        try:
+            return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            self.problem(node, path, "half a character: an escape from \\ud800 to \\udfff needs its other half")
+            return ""
+
     def mapping(self, node, path):
         found, first = {}, {}
         for key_node, value_node in node.value:
@@ -173,7 +200,8 @@ class _Reader:
                 name = f": '{key_node.value}'" if plain else ""
                 self.problem(key_node, path, f"a key must be text{name and ', write it in quotes'}{name}")
                 continue
-            key, here = key_node.value, (*path, key_node.value)
+            key = self.text(key_node, path)
+            here = (*path, key)
             if key in found:
                 lines = f"lines {first[key].line + 1} and {key_node.start_mark.line + 1}"
                 self.problem(key_node, path, f"the key '{key}' stands twice, in {lines}: remove one")

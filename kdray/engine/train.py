@@ -133,22 +133,31 @@ class Training:
         }
         self.counters = Counters(digest=digest(config))
         self.ema = None
-        found = checkpoint.checkpoints(self.folder / "checkpoints")
-        if found:
-            self._resume(found[-1])
-        else:
-            self._begin_phase()
-        if context.is_first:
-            log.rewind(self.counters.step if found else -1)
+        self._go_on()
         self.saved_at = self.counters.step
         self.listener, self.asked = Listener(context, log, self.counters.step), ""
 
     # -- set-up ------------------------------------------------------------------------------------------------------
 
-    def _resume(self, path: Path) -> None:
+    def _go_on(self) -> None:
+        """From the newest whole checkpoint, which the first worker looks for; or from the beginning."""
+        folder, digest, path, loaded, damage = self.folder / "checkpoints", self.counters.digest, None, None, []
         if self.context.is_first:
-            checkpoint.restore_best(path, self.folder)
-        self.counters, tensors, optimizer = checkpoint.load(path, self.counters.digest)
+            path, loaded, damage = checkpoint.newest(folder, digest)
+        (step,) = self.context.tell([int(path.name.removeprefix("step-")) if path else -1])
+        if step < 0:
+            self._begin_phase()
+        else:
+            self._resume(loaded or checkpoint.load(folder / checkpoint.name_of(step), digest))
+        if self.context.is_first:
+            if path:
+                checkpoint.restore_best(path, self.folder)
+            self.log.rewind(step)
+            for why in damage:
+                self._row({"kind": "damaged", "message": why})
+
+    def _resume(self, loaded: checkpoint.Loaded) -> None:
+        self.counters, tensors, optimizer = loaded
         load_whole(self.parts.student.model, tensors["student"])
         self.objective.load_state_of_distillers(tensors.get("distillers", {}))
         self._begin_phase()

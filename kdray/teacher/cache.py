@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import MismatchError, RunFailed
 from .codec import OUTPUTS
-from .identity import differences
+from .identity import differences, misshapen
 from .pictures import missing
 from .shard import Opened, Shard, check, digest_of_keys, open_shard, pack, parse
 from .storage import FULL, Storage
@@ -65,7 +65,7 @@ class Cache:
         try:
             value = json.loads(text)
             written, found = value["format"], Manifest(value["identity"], value["accuracy"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise MismatchError(f"{where} is damaged: {type(error).__name__}: {error}. {REMAKE}") from error
         if written != FORMAT:
             raise MismatchError(
@@ -74,6 +74,8 @@ class Cache:
             )
         if value.get("checksum") != _checksum(found):
             raise MismatchError(f"{where} is damaged: it does not fit its own checksum. {REMAKE}")
+        if why := misshapen(found.identity, found.accuracy):
+            raise MismatchError(f"{where} is not a manifest that this kdray can read: {why}. {REMAKE}")
         return found
 
     def _manifest_text(self) -> bytes | None:

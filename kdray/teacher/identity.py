@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 NAMES = {
@@ -23,6 +24,56 @@ NAMES = {
     "stored.dtype": "dtype",
     "stored.top_k": "top_k",
 }
+
+
+class _Teacher(BaseModel):
+    model: str
+    options: dict
+    weights: str
+    normalize: list
+    precision: str
+
+
+class _Data(BaseModel):
+    fingerprint: str
+    samples: int
+
+
+class _Pictures(BaseModel):
+    pages: str
+    augmentation: list[tuple[str, int, dict]]
+
+
+class _Stored(BaseModel):
+    dtype: str
+    top_k: int | None
+
+
+class _Accuracy(BaseModel):
+    top1: float
+
+
+class _Form(BaseModel):
+    """What every reader of a manifest relies on; there may be more."""
+
+    model_config = ConfigDict(strict=True)
+    teacher: _Teacher
+    data: _Data
+    pictures: _Pictures
+    stored: _Stored
+    accuracy: _Accuracy
+
+
+def misshapen(identity: Any, accuracy: Any) -> str:
+    """What a manifest lacks; "" where it has the form that kdray writes."""
+    if not isinstance(identity, dict) or not all(isinstance(section, dict) for section in identity.values()):
+        return "identity is no mapping of mappings"
+    try:
+        _Form.model_validate_json(json.dumps({**identity, "accuracy": accuracy}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return ""
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -9,15 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import MismatchError
 from .cache import THREADS, Cache
 from .shard import Opened, Shard
+
+Form = dict[str, tuple[torch.dtype, torch.Size]]
+"""By the name of a stored tensor, its type and the shape of a row."""
+
+
+def form_of(parts: dict[str, Tensor]) -> Form:
+    return {name: (x.dtype, x.shape[1:]) for name, x in parts.items()}
 
 
 class Reader:
     """Opens the shards that are asked for, and keeps them open as long as they are."""
 
-    def __init__(self, cache: Cache, output: str, samples: int):
-        self.cache, self.output, self.samples = cache, output, samples
+    def __init__(self, cache: Cache, output: str, samples: int, form: Form):
+        self.cache, self.output, self.samples, self.form = cache, output, samples, form
         self.opened: dict[str, Opened] = {}
         self.rows = Rows([])
 
@@ -45,7 +53,14 @@ class Reader:
         return [shard for shard in self.cache.shards(self.output) if _touches(shard, pages)]
 
     def _open(self, shard: Shard) -> Opened:
-        return self.cache.open(self.output, shard, self.samples)
+        """Raises MismatchError for a damaged one, and for one of another form."""
+        opened = self.cache.open(self.output, shard, self.samples)
+        if form_of(opened.parts) != self.form:
+            raise MismatchError(
+                f"{self.cache.where}/{self.output}/{shard.name} holds {form_of(opened.parts)}, and what is stored here "
+                f"is {self.form}. Remove the file, and `kdray precompute` computes it again."
+            )
+        return opened
 
 
 def _touches(shard: Shard, pages: np.ndarray) -> bool:

@@ -95,5 +95,10 @@ def open_shard(shard: Shard, path: Path, samples: int, cache: str) -> Opened:
             parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:  # its bytes are as they were written, so a kdray wrote it
         raise MismatchError(f"{path} is not a shard that this kdray can read: {error}") from error
-    page = parts.pop("page", torch.tensor(shard.first)).numpy().astype(np.int64)
-    return Opened(page * samples + parts.pop("row").numpy(), parts)
+    row = parts.pop("row", torch.empty(0))
+    page = parts.pop("page", torch.full_like(row, shard.first))
+    if all(x.shape[:1] == (shard.rows,) for x in (row, page, *parts.values())) and row.ndim == page.ndim == 1:
+        keys = page.numpy().astype(np.int64) * samples + row.numpy()
+        if digest_of_keys(keys) == shard.keys:
+            return Opened(keys, parts)
+    raise MismatchError(f"{path} is not a shard that this kdray can read: its rows are not those that its name says")

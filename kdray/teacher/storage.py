@@ -82,7 +82,7 @@ class Folder(Storage):
     is_local = True
 
     def __init__(self, where: str, path: Path):
-        self.where, self.path = where, path.expanduser().absolute()
+        self.where, self.path = where, Path(os.path.expanduser(path)).absolute()
 
     def list(self, folder: str = "") -> dict[str, int]:
         return {entry.name: entry.stat().st_size for entry in self._entries(folder) if entry.is_file()}

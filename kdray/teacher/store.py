@@ -14,7 +14,7 @@ from torch import Tensor
 from .cache import Cache
 from .codec import Codec
 from .pictures import Pictures, unique
-from .reader import Reader
+from .reader import Reader, form_of
 
 AHEAD = 4096
 """Rows that are gathered at a time, while the rows before them are used."""
@@ -50,7 +50,10 @@ class Store:
 
     def __post_init__(self):
         self.samples = len(self.pictures.source)
-        self.readers = {output: Reader(self.cache, output, self.samples) for output in self.outputs}
+        self.readers = {
+            output: Reader(self.cache, output, self.samples, form_of(self.codec.encode(output, torch.zeros(1, width))))
+            for output, width in self.outputs.items()
+        }
 
     def batches(self, ids: list[Tensor], view: int, following: int | None) -> Iterator[Found]:
         """For samples `ids` (b,) a batch, as they look in `view`. A thread gathers some batches ahead, another one

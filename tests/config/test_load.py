@@ -145,6 +145,17 @@ def test_circle(errors, tmp_path):
     assert errors("extends: c.yaml\n") == ["c.yaml:1:10: extends: a circle: c.yaml -> c.yaml"]
 
 
+def test_a_file_without_end(errors):
+    assert errors("extends: /dev/zero\n") == [
+        "c.yaml:1:10: extends: /dev/zero is longer than 1,000,000 bytes, which no config is"
+    ]
+
+
+def test_not_all_of_very_many_faults_are_told(errors):
+    lines = errors("".join(f"k{i}: 1\n" for i in range(3000)))
+    assert len(lines) == 101 and lines[-1].endswith(" more")
+
+
 def test_base_that_is_not_there(errors, tmp_path):
     write(tmp_path, base="a: 1")
     assert errors("extends: bose.yaml\n") == [

@@ -35,6 +35,9 @@ def test_found_upward(tmp_path):
     ("text", "message"),
     [
         ("[paths]\ndat = 'x'\n", "kdray.toml: paths: unknown key 'dat'. Did you mean 'data'?"),
+        ("a = " + "[" * 3000, "kdray.toml: not TOML: too many levels of nesting, or digits of a number"),
+        ("a = " + "9" * 5000, "kdray.toml: not TOML: too many levels of nesting, or digits of a number"),
+        ('[paths]\nruns = "a\\u0000b"\n', "kdray.toml: 'a\\x00b' is not a path: the character U+0000 is not allowed"),
         ("[path]\n", "kdray.toml: unknown key 'path'. Did you mean 'paths'?"),
         ("[plugins]\nload = 'x'\n", "kdray.toml: plugins.load: must be a list, not the text 'x'"),
         ("[plugins]\nload = [1]\n", "kdray.toml: plugins.load.0: must be text, not 1"),

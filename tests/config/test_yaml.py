@@ -89,10 +89,30 @@ def test_what_is_not_read(text, start):
     assert str(error.value).startswith(start)
 
 
+@pytest.mark.parametrize("text", ["[" * 3000 + "]" * 3000, "- " * 100, "a: " + "{a: " * 100 + "1" + "}" * 100])
+def test_nesting_has_an_end(text):
+    with pytest.raises(ConfigError, match=r"^f:1:\d+: more than 50 levels of nesting"):
+        read(text, "f")
+
+
+def test_aliases_do_not_nest_deeper():
+    chain = "\n".join(f"a{i}: &a{i} [{f'*a{i - 1}' if i else 1}]" for i in range(60))
+    with pytest.raises(ConfigError, match="more than 50 levels of nesting"):
+        read(chain, "f")
+
+
+def test_characters_that_are_none():
+    doc = read('a: "\\ud83d\\ude00"\nb: "\\ud83d"\n"\\ude00": 1\nc: "x\\0"\nd: 9999999999999999999\n', "f")
+    assert doc.value["a"] == "😀"
+    lines = [str(problem) for problem in doc.problems]
+    assert [line.partition(": ")[0] for line in lines] == ["f:2:4", "f:3:1", "f:4:4", "f:5:4"]
+    assert "needs its other half" in lines[0] and "U+0000" in lines[2] and "fit into 64 bits" in lines[3]
+
+
 def test_aliases_do_not_explode():
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
-    with pytest.raises(ConfigError, match="more than 100,000 values"):
+    with pytest.raises(ConfigError, match="more than 20,000 values"):
         read("\n".join(lines), "f")
 
 

@@ -1,0 +1,49 @@
+"""Bad files of every kind, some of each: `python -m chaos.fuzz` takes many."""
+
+import os
+import time
+
+import pytest
+from hypothesis import strategies as st
+
+from chaos.fuzz.judge import MARKER, Fault, Target, fuzz, judge
+from chaos.fuzz.targets import TARGETS
+from kdray.errors import ConfigError
+
+EXAMPLES = 80
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
+def test_a_bad_file_is_refused_with_its_name(target, tmp_path):
+    seen = []
+    fuzz(target, int(EXAMPLES * target.share), tmp_path, seen.append)
+    assert not all(seen)  # else nothing was bad
+
+
+def crash(*_):
+    raise KeyError("name")
+
+
+def nameless(*_):
+    raise ConfigError("something is wrong")
+
+
+@pytest.mark.parametrize(
+    ("read", "fault"),
+    [
+        (crash, "KeyError"),
+        (nameless, "names no file"),
+        (lambda *_: os.mkdir(MARKER), "was run"),
+        (lambda *_: time.sleep(60), "no answer"),
+        (lambda *_: b"x" * (600 << 20), "MiB of memory"),
+    ],
+)
+def test_the_judge_sees(read, fault, tmp_path, monkeypatch):
+    monkeypatch.setattr("chaos.fuzz.judge.SECONDS", 2)
+    with pytest.raises(Fault, match=fault):
+        judge(Target("bad", st.none(), read, ("file",)), None, tmp_path)
