@@ -22,7 +22,9 @@ from kdray.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 120
-"""Seconds after which a command counts as hanging."""
+"""Seconds after which a command in one process counts as hanging."""
+PATIENCE_WITH_RAY = 400
+"""A loaded machine needs minutes to start workers; and what only Ray's own timeouts end may take so long."""
 MARK = "KDRAY_CHAOS_FOLDER"
 
 TEACHER = {
@@ -66,25 +68,30 @@ class Lab:
         (path / "tmp").mkdir(parents=True)
 
     @classmethod
-    def first(cls, path: Path) -> Lab:
-        """The project, with a teacher; and the unbroken run and cache of one process."""
+    def first(cls, path: Path, with_workers: bool) -> Lab:
+        """The project, with a teacher; the unbroken run and cache of one process; and the run of two workers."""
         lab = cls(path)
+        try:
+            lab._make(with_workers)
+        finally:
+            lab.close()
+        return lab
+
+    def _make(self, with_workers: bool) -> None:
+        path = self.path
         shutil.copyfile(ROOT / "chaos" / "sick.py", path / "sick.py")
         (path / "kdray.toml").write_text('[paths]\nruns = "runs"\n[plugins]\nload = ["sick.py"]\n')
         for name, config in (("teacher", TEACHER), ("one", ONE), ("cached", CACHED), ("split", SPLIT)):
             (path / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        lab.done("train", "teacher.yaml")
-        shutil.copyfile(lab.run("teacher").path / "student.safetensors", path / "teacher.safetensors")
-        lab.done("train", "one.yaml", watched=True)
-        lab.training_points = points.counted(path)
-        lab.done("precompute", "cached.yaml", watched=True)
-        lab.caching_points = points.counted(path)
-        lab.done("train", "cached.yaml", "--name", "cached")
-        return lab
-
-    def with_workers(self) -> None:
-        """The unbroken run of two workers, too."""
-        self.done("train", "split.yaml", "--name", "split", started=True)
+        self.done("train", "teacher.yaml")
+        shutil.copyfile(self.run("teacher").path / "student.safetensors", path / "teacher.safetensors")
+        self.done("train", "one.yaml", watched=True)
+        self.training_points = points.counted(path)
+        self.done("precompute", "cached.yaml", watched=True)
+        self.caching_points = points.counted(path)
+        self.done("train", "cached.yaml", "--name", "cached")
+        if with_workers:
+            self.done("train", "split.yaml", "--name", "split", started=True)
 
     def run(self, name: str = "one") -> RunFolder:
         return RunFolder(self.path / "runs" / name)
@@ -170,6 +177,8 @@ class Lab:
 class Command:
     """A kdray command in a process and a session of its own, whose output goes to a file."""
 
+    patience = PATIENCE
+
     def __init__(self, lab: Lab, args: tuple[str, ...]):
         self.lab, self.args, self.code = lab, args, None
         self.file = lab.path / f"{len(lab.commands)}.log"
@@ -185,9 +194,9 @@ class Command:
             self.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.code
 
-    def wait(self, until: Callable[[], bool] = lambda: False, patience: float = PATIENCE) -> int | None:
+    def wait(self, until: Callable[[], bool] = lambda: False) -> int | None:
         """Its exit code, minus the signal where one killed it; None where `until` came true before."""
-        end = time.monotonic() + patience
+        end = time.monotonic() + self.patience
         while self.poll() is None and not until():
             assert time.monotonic() < end, f"kdray {' '.join(self.args)} hangs: {self.text[-1500:]}"
             time.sleep(0.005)
@@ -252,6 +261,8 @@ class Forked(Command):
 
 class Started(Command):
     """`python -m kdray`, and all that it starts, marked by their environment."""
+
+    patience = PATIENCE_WITH_RAY
 
     def __init__(self, lab: Lab, args, env: dict[str, str] | None = None):
         super().__init__(lab, args)

@@ -27,9 +27,9 @@ from chaos.lab import Lab
 KINDS = kinds.KINDS | kinds_ray.KINDS
 
 
-def plan(faults: int, words: list[str]) -> list[tuple[str, int]]:
+def plan(faults: int, words: list[str], of: dict) -> list[tuple[str, int]]:
     """(kind, its number) of so many faults, the kinds in turn by their shares; those with one of the words."""
-    chosen = {name: share for name, (_, share) in KINDS.items() if any(word in name for word in words)}
+    chosen = {name: share for name, (_, share) in of.items() if any(word in name for word in words)}
     done, found = dict.fromkeys(chosen, 0), []
     for _ in range(faults):
         name = min(chosen, key=lambda name: (done[name] + 1) / chosen[name])
@@ -59,12 +59,13 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default="", help="Only kinds with one of these words in their names.")
+    parser.add_argument("--no-ray", action="store_true", help="Only kinds of one process: seconds a fault.")
     parser.add_argument("--only", help='One fault again: "KIND:NUMBER". Its folder is kept.')
     parser.add_argument("--jobs", type=int, default=2, help="Faults at a time.")
     parser.add_argument("--minutes", type=float, default=1e9, help="Begin no fault after so many.")
     parser.add_argument("--out", type=Path, help="Write the results here as JSON.")
     given = parser.parse_args()
-    todo = plan(given.faults, given.kinds.split(","))
+    todo = plan(given.faults, given.kinds.split(","), kinds.KINDS if given.no_ray else KINDS)
     if given.only:
         name, _, number = given.only.rpartition(":")
         todo = [(name, int(number))]
@@ -84,9 +85,8 @@ def main() -> int:
 def run(todo: list[tuple[str, int]], seed: int, root: Path, jobs: int, seconds: float) -> list[dict]:
     """The outcome of each fault, as they end."""
     _load_modules()
-    began, truth, rows = time.monotonic(), Lab.first(root / "truth"), []
-    if any(name.startswith("Ray") for name, _ in todo):
-        truth.with_workers()
+    began, rows = time.monotonic(), []
+    truth = Lab.first(root / "truth", any(name in kinds_ray.KINDS for name, _ in todo))
     print(f"unbroken runs: {time.monotonic() - began:.0f} s", flush=True)
     tasks = [(name, number, seed, root / str(i), truth, began + seconds) for i, (name, number) in enumerate(todo)]
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
