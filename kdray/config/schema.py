@@ -330,6 +330,9 @@ class ScaleConfig(Options):
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="How often a lost worker may restart the group from the last checkpoint."
     )
+    hang_after: Positive = Field(
+        1800.0, description="Seconds without a finished step after which Ray workers are given up, with their stacks."
+    )
 
 
 class CheckpointConfig(Options):

@@ -291,6 +291,7 @@ class Training:
             sums.add({TOTAL: self._total(terms, counters.epoch + number / len(order)), **terms}, len(mine[number]))
             counters.step += 1
             counters.batch += 1
+            context.alive()
             self._say(
                 phase="training", stage=self.phase.name, epoch=counters.epoch, batch=counters.batch, batches=len(order)
             )
@@ -563,6 +564,7 @@ class Training:
             self._row({"kind": "checkpoint", "path": path.name})
         self.saved_at = self.counters.step
         self.context.barrier()
+        self.context.alive()
 
     def _checkpoint_is_due(self) -> bool:
         every = self.config.checkpoint.every_steps

@@ -6,12 +6,13 @@ import pytest
 
 from kdray.config.load import load_config
 from kdray.config.project import find_project
-from kdray.errors import PluginError
+from kdray.errors import PluginError, RunFailed
 from kdray.launch.experiment import Experiment
 from kdray.registry import Registry
 from kdray.run.console import Console
 
 PLUGIN = """
+import time
 import torch
 from kdray import Distiller, DistillerSpec, Requires, hookimpl
 
@@ -21,6 +22,14 @@ class Raises(Distiller):
     def forward(self, student, teacher, batch, step):
         if step.number == 3 and step.rank == 1:
             raise ValueError("the sky fell on worker 1")
+        return student.logits.mean()
+
+class Hangs(Distiller):
+    requires = Requires(student={"logits"})
+
+    def forward(self, student, teacher, batch, step):
+        if step.number == 3 and step.rank == 1:
+            time.sleep(1000)  # it hangs here
         return student.logits.mean()
 
 class Drifts(Distiller):
@@ -36,7 +45,7 @@ class Drifts(Distiller):
 
 @hookimpl
 def kdray_distillers():
-    return [DistillerSpec("raises", Raises), DistillerSpec("drifts", Drifts)]
+    return [DistillerSpec("raises", Raises), DistillerSpec("drifts", Drifts), DistillerSpec("hangs", Hangs)]
 """
 
 
@@ -46,8 +55,8 @@ def train(lab, ray_session):
     (lab.path / "kdray.toml").write_text('[plugins]\nload = ["mine.py"]\n')
     registry = Registry.load(find_project(lab.path))
 
-    def run(loss):
-        file = lab.config(loss, losses={"ce": {}, loss: {}}, scale={"num_workers": 2})
+    def run(loss, **scale):
+        file = lab.config(loss, losses={"ce": {}, loss: {}}, scale={"num_workers": 2, **scale})
         config = load_config(file, registry=registry).config
         return Experiment(registry, find_project(lab.path), Console(), "test").start(config)
 
@@ -67,3 +76,13 @@ def test_an_exception_of_a_loss_on_a_worker_is_its_plugins(train, lab):
 def test_a_buffer_that_differs_between_workers_is_an_error(train):
     with pytest.raises(PluginError, match=r"loss 'drifts' \(Drifts\): its buffer seen differs between workers"):
         train("drifts")
+
+
+def test_a_worker_that_hangs_is_named_with_its_place(train, lab):
+    with pytest.raises(RunFailed) as caught:
+        train("hangs", hang_after=8)
+    first, *lines, last = str(caught.value).splitlines()
+    assert first.startswith("worker 1 on ") and "hangs: no step" in first and " 8 s (scale.hang_after)" in first
+    assert "mine.py" in lines[-2] and lines[-1].strip() == "time.sleep(1000)  # it hangs here"
+    assert "worker-*.stack" in last
+    assert "mine.py" in (lab.path / "runs" / "hangs" / "worker-1.stack").read_text()
