@@ -67,6 +67,14 @@ def one_rank_is_ill(lab: Lab, chance: Random) -> str:
     return f"{do} on worker {rank} at step {step}, {_recover(lab)}"
 
 
+def one_rank_hangs(lab: Lab, chance: Random) -> str:
+    """A loss does not return on one of two workers: the run ends, and names the worker and the line."""
+    step, rank = chance.randrange(STEPS), chance.randrange(2)
+    lab.order("hang", step, rank)
+    lab.command(*TRAIN, "scale.hang_after=20", started=True).ends(1, saying="sick.py")
+    return f"worker {rank} at step {step}, {_recover(lab)}"
+
+
 def one_rank_is_elsewhere(lab: Lab, chance: Random) -> str:
     """On one of two workers the clock jumps, or the generators of Python, numpy and torch are seeded anew."""
     step, rank = chance.randrange(STEPS), chance.randrange(2)
@@ -164,6 +172,7 @@ KINDS = {
     "Ray: kill -9 of the driver": (driver_killed, 2),
     "Ray: SIGTERM of the driver": (driver_asked, 2),
     "Ray: a loss ill on one rank": (one_rank_is_ill, 3),
+    "Ray: a loss hangs on one rank": (one_rank_hangs, 1),
     "Ray: clock or seeds of one rank": (one_rank_is_elsewhere, 1),
     "Ray: kill -9 of an actor of precompute": (cacher_killed, 1),
     "Ray: kill -9 of a raylet": (node_killed, 1),

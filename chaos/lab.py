@@ -298,7 +298,7 @@ def _main() -> int:
 
 
 def _story(run: RunFolder) -> list:
-    rows = [row for row in run.rows() if row["kind"] not in ("resumed", "checkpoint")]
+    rows = [row for row in run.rows() if row["kind"] in ("teacher", "step", "epoch")]
     return [(row["kind"], row["step"], row.get("terms"), row.get("test")) for row in rows]
 
 
