@@ -75,6 +75,7 @@ class Lab:
             lab._make(with_workers)
         finally:
             lab.close()
+        lab.commands = []
         return lab
 
     def _make(self, with_workers: bool) -> None:

@@ -21,10 +21,11 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that this file can be run as it is
 
-from chaos import kinds, kinds_ray
+from chaos import kinds, kinds_ray, kinds_s3
 from chaos.lab import Lab
 
-KINDS = kinds.KINDS | kinds_ray.KINDS
+HERE = kinds.KINDS | kinds_s3.KINDS
+KINDS = HERE | kinds_ray.KINDS
 
 
 def plan(faults: int, words: list[str], of: dict) -> list[tuple[str, int]]:
@@ -65,7 +66,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1e9, help="Begin no fault after so many.")
     parser.add_argument("--out", type=Path, help="Write the results here as JSON.")
     given = parser.parse_args()
-    todo = plan(given.faults, given.kinds.split(","), kinds.KINDS if given.no_ray else KINDS)
+    todo = plan(given.faults, given.kinds.split(","), HERE if given.no_ray else KINDS)
     if given.only:
         name, _, number = given.only.rpartition(":")
         todo = [(name, int(number))]
