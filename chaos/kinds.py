@@ -285,7 +285,7 @@ def clock(lab: Lab, chance: Random) -> str:
     """time.time jumps by up to ten years, back or forth, inside a step; then the run is killed and resumed."""
     step, seconds = chance.randrange(STEPS - 6), chance.uniform(-3e8, 3e8)
     lab.order("clock", step, seconds=seconds)
-    command = lab.command("train", "one.yaml", first=lambda: None)
+    command = lab.command("train", "one.yaml")
     command.wait(lambda: _steps(lab) > step + 3)
     command.kill()
     return f"step {step}, {seconds / 86400:+.0f} days, {lab.recover()}"

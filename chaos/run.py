@@ -1,7 +1,7 @@
 """Injected faults, each of which must end as the unbroken run does, or in the error that is promised.
 
-    python chaos/run.py --faults 200 --seed 0 [--kinds WORD,WORD] [--out FILE]
-    python chaos/run.py --seed 0 --only "plugin raises:3"      # one of them again, its folder kept
+python chaos/run.py --faults 200 --seed 0 [--kinds WORD,WORD] [--out FILE]
+python chaos/run.py --seed 0 --only "plugin raises:3"      # one of them again, its folder kept
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def run(todo: list[tuple[str, int]], seed: int, root: Path, jobs: int, seconds: 
             state = {True: "ok", None: "--", False: "FAILED"}[row["ok"]]
             print(f"{len(rows):4} {state:6} {row['seconds']:6.1f} s  {row['kind']}: {row['what']}", flush=True)
             if row["ok"] is False:
-                print(f'     again: python chaos/run.py --seed {seed} --only "{row["kind"]}:{row["number"]}"', flush=True)
+                print(
+                    f'     again: python chaos/run.py --seed {seed} --only "{row["kind"]}:{row["number"]}"', flush=True
+                )
     return rows
 
 

@@ -48,7 +48,11 @@ def is_not_allowed(lab, chance):
 
 @pytest.mark.parametrize(
     "kind, ok, what",
-    [(breaks_its_word, False, "the weights differ"), (leaves_a_file, False, ".writing-x"), (is_not_allowed, None, "no")],
+    [
+        (breaks_its_word, False, "the weights differ"),
+        (leaves_a_file, False, ".writing-x"),
+        (is_not_allowed, None, "no"),
+    ],
 )
 def test_what_goes_wrong_is_told(tmp_path, monkeypatch, kind, ok, what):
     monkeypatch.setitem(KINDS, "kind", (kind, 1))
