@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from ..options import Options
+from .tune import TuneConfig
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -405,6 +406,9 @@ class Config(Options):
     trackers: list[str | dict[str, dict]] = Field(
         [{"tensorboard": {}}],
         description="What follows the run (`kdray list trackers`): names, or {name: {option: value}}.",
+    )
+    tune: TuneConfig | None = Field(
+        None, description="What `kdray tune` searches; `kdray train` runs the plain values."
     )
     baseline: bool = Field(
         False,
