@@ -103,7 +103,11 @@ class _Growth:
     """Whether a larger group may take over: there is room for more workers, and their checkpoint is written."""
 
     def __init__(self, folder: Path, workers: int, each: dict[str, float], most: int):
+        import ray
+
         self.folder, self.workers, self.each, self.more = folder, workers, each, most - workers
+        if ray.util.client.ray.is_connected():
+            self.more = 0  # over ray:// a group that trains cannot be ended
         self.room: _Room | None = None
         self.asked, self.looked = False, time.monotonic()
         for file in folder.glob("worker-*.json"):
