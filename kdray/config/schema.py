@@ -312,6 +312,11 @@ class EngineConfig(Options):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Decay of an exponential moving average of the student, evaluated in its stead."
     )
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="What a loss that is no finite number does: stop the run, or leave that batch's update out (every "
+        "step then waits for the device; 20 batches in a row stop the run all the same).",
+    )
 
 
 class ScaleConfig(Options):

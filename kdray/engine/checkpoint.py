@@ -29,14 +29,16 @@ FORMAT = 3
 @dataclass
 class Counters:
     """Where a run stands. epoch: of the phase (the losses' first stages, then the main loop); batch: batches done in
-    `epoch`; sums: of the terms over those batches, by worker, for the epoch's means; teacher: measured accuracies by
-    teacher."""
+    `epoch`; sums: of the terms over those batches, by worker, for the epoch's means; skipped: batches left out
+    since their loss was no number, in all and now in a row; teacher: measured accuracies by teacher."""
 
     step: int = 0
     phase: int = 0
     epoch: int = 0
     batch: int = 0
     sums: dict[str, list[float]] = field(default_factory=dict)
+    skipped: int = 0
+    skipped_in_row: int = 0
     best: dict | None = None
     teacher: dict | None = None
     digest: str = ""
