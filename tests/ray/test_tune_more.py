@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -100,8 +101,8 @@ def test_a_killed_driver_is_resumed(lab):
     assert [trial.state for trial in trials] == ["finished"] * 7
     assert [trial.values for trial in trials] == [trial.values for trial in unbroken]
     assert [trial.metrics for trial in trials] == [trial.metrics for trial in unbroken]
-    for number in range(4):
-        assert (folder / "trials" / f"{number:03}" / "metrics.jsonl").read_bytes() == before[number]
-    resumed = [row for row in RunFolder(folder / "trials" / "004").rows("resumed")]
+    for trial in trials[:4]:
+        assert (Path(trial.path) / "metrics.jsonl").read_bytes() == before[trial.number]
+    resumed = RunFolder(Path(trials[4].path)).rows("resumed")
     assert resumed and resumed[0]["step"] > 0
     assert json.loads(out)["winner"]["values"] == json.loads(other)["winner"]["values"]
