@@ -159,7 +159,8 @@ class Lab:
     def clean(self) -> None:
         """No unfinished file, nothing in the folder for temporary files, and no process."""
         parts = [p for p in self.path.rglob(".*") if p.name.startswith(".writing-") or p.name == ".ray"]
-        left = [str(p.relative_to(self.path)) for p in [*parts, *(self.path / "tmp").iterdir()]]
+        temporary = [p for p in (self.path / "tmp").iterdir() if p.name != "ray"]  # Ray keeps the logs of its sessions
+        left = [str(p.relative_to(self.path)) for p in [*parts, *temporary]]
         assert not left, f"left behind: {left}"
         self.clean_processes()
 
