@@ -165,7 +165,8 @@ class Lab:
         self.clean_processes()
 
     def clean_processes(self) -> None:
-        until = time.monotonic() + 15
+        """None is left after a minute: when a driver is killed, some of Ray's own need a while to notice."""
+        until = time.monotonic() + 60
         while alive := [text for command in self.commands for text in command.left()]:
             assert time.monotonic() < until, f"processes are left: {alive}"
             time.sleep(0.2)
