@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         DistillerSpec,
         ModelSpec,
         OptimizerSpec,
+        SearchSpaceSpec,
         TrackerSpec,
     )
 
@@ -281,6 +282,25 @@ def kdray_commands() -> Iterable[CommandSpec]:
 
 
 @hookspec
+def kdray_search_spaces() -> Iterable[SearchSpaceSpec]:
+    """What `kdray tune` tries of a loss, where the config writes no `tune.space`.
+
+    Runs once in the driver and in every worker. Returns `SearchSpaceSpec(name, space)`: the name of a distiller, of
+    this plugin or another, and for its options (or `weight`) how they are drawn, as in `tune.space` of a config. For
+    each loss of the config these become `losses.<label>.<option>`. One distiller has one such space.
+
+    ```python
+    from kdray import SearchSpaceSpec, hookimpl
+
+
+    @hookimpl
+    def kdray_search_spaces():
+        return [SearchSpaceSpec("sp", {"weight": {"loguniform": [300.0, 30000.0]}})]
+    ```
+    """
+
+
+@hookspec
 def kdray_configure(config: dict) -> None:
     """A config is loaded and checked, and its run is about to be built.
 
@@ -295,8 +315,8 @@ def kdray_configure(config: dict) -> None:
 
     @hookimpl
     def kdray_configure(config):
-        if config["scale"]["num_workers"] > 8:
-            raise ConfigError("scale.num_workers: this cluster is shared, take 8 at most")
+        if config["schedule"]["epochs"] > 500:
+            raise ConfigError("schedule.epochs: this cluster is shared, take 500 at most")
     ```
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from ..engine.build import Parts, build, new_optimizer
 from ..engine.context import Context
 from ..engine.sharding import check_sharding
 from ..engine.train import Job, check_last_batch, check_same_data
-from ..errors import ConfigError, MismatchError
+from ..errors import ConfigError, MismatchError, Stopped
 from ..registry import Registry
-from ..run.asking import STOP, ask, forget
+from ..run.asking import STOP, answer, ask, asked, forget
 from ..run.console import Console
 from ..run.folder import RunFolder, environment, finished_run, read_json, refuse_taken, write_json
 from ..run.metrics import FileLog
@@ -39,6 +39,7 @@ from ..teacher.setup import Place
 from ..testing.mixed import check_mixed
 from .answering import Errand
 from .code import Code
+from .elastic import run_elastic
 from .nodes import check_nodes, refuse_vanishing
 from .placement import AskingPool, TeacherPool, held_by, place, placed_teachers
 from .ray_train import run_on_ray
@@ -109,7 +110,7 @@ class Experiment:
                 check_batch(self._recipe(config, name))
         given = {name: t.checkpoint for name, t in config.all_teachers.items() if t.checkpoint}
         parts = build(config, self.registry, self.project.data, given, torch.device("cpu"))
-        check_last_batch(config, len(parts.data.train), config.scale.num_workers)
+        check_last_batch(config, len(parts.data.train), config.scale.most)
         check_sharding(config, parts.objective)
         if trained := [p for p in parts.objective.parameters() if p.requires_grad]:
             new_optimizer(config, self.registry, trained)
@@ -308,13 +309,16 @@ class Experiment:
         shutil.rmtree(run.path / "failures", ignore_errors=True)
         for file in run.path.glob("worker-*"):
             file.unlink()
-        if config.scale.num_workers or placed_teachers(config, caches):
-            self.session.wait_for_room(self._wanted(config, caches), self.console.say)
         asked_in = tuple(self.under_way[:-1])
 
         def stop() -> None:
             ask(run.path, STOP)
             self.console.say("stopping with a checkpoint, within a few steps; Ctrl-C again ends at once, without one")
+
+        def refuse_when_asked() -> None:
+            if asked((run.path, *asked_in)) == STOP:
+                answer(run.path, STOP)
+                raise Stopped("stopped while it waited for room in the cluster")
 
         def on_row(row: dict) -> None:
             screen.row(row)
@@ -333,7 +337,7 @@ class Experiment:
             Tracking(config, self.registry, _about(run, config), self.console.say) as tracking,
             Watch(run.path, on_row, screen.progress),
             graceful(stop),
-            self._placed(config, teachers, caches) as placed,
+            self._placed(config, teachers, caches, refuse_when_asked) as placed,
         ):
             job, token = Job(config, run.path, self.project.data, teachers, caches, placed, run.data), run.new_token()
             if config.scale.num_workers == 0:
@@ -343,15 +347,21 @@ class Experiment:
             cpus, use_gpu = share_out(config.scale, self.session.nodes())
             assignment = Assignment(job, Code.of(self.registry), token, asked_in, threads=max(1, int(cpus)))
             scale = config.scale
+            if scale.elastic:
+                run_elastic(self.session, assignment, scale, cpus, use_gpu, self.console.say)
+                return
             run_on_ray(
                 *(self.session, assignment, scale.num_workers, cpus, use_gpu, scale.max_failures), self.console.say
             )
 
     @contextlib.contextmanager
     def _placed(
-        self, config: Config, checkpoints: dict[str, str], caches: dict[str, Place]
+        self, config: Config, checkpoints: dict[str, str], caches: dict[str, Place], look: Callable[[], None]
     ) -> Iterator[dict[str, AskingPool]]:
-        """The ways to the teachers that answer in actors of their own; a cache goes before."""
+        """The ways to the teachers that answer in actors of their own; a cache goes before. They are started when the
+        cluster has room for all of the run; while it has not, `look` is called again and again."""
+        if config.scale.num_workers or placed_teachers(config, caches):
+            self.session.wait_for_room(self._wanted(config, caches), self.console.say, look)
         with contextlib.ExitStack() as stack:
             found = {}
             for name, section in placed_teachers(config, caches).items():
@@ -395,7 +405,7 @@ class Experiment:
             nodes = place(name, section.placement, nodes)
             wanted += section.placement.workers * [held_by(section.placement)]
         if config.scale.num_workers:
-            wanted += config.scale.num_workers * [resources(*share_out(config.scale, nodes))]
+            wanted += config.scale.fewest * [resources(*share_out(config.scale, nodes))]
         return wanted
 
     @contextlib.contextmanager
@@ -425,9 +435,16 @@ def files_of(config: Config, project: Project) -> dict[str, Path]:
 
 
 def check_batch(config: Config) -> None:
-    """Raises ConfigError when the global batch cannot be split evenly over the workers."""
-    size, workers = config.data.batch_size, config.scale.num_workers
-    if workers > 1 and size % workers:
+    """Raises ConfigError when the global batch cannot be split evenly over the workers. Where their number follows the
+    cluster the parts may be uneven, which costs speed only."""
+    size, workers = config.data.batch_size, config.scale.most
+    if config.scale.elastic:
+        if size < workers:
+            raise ConfigError(
+                f"data.batch_size is the global batch: {size} pictures are not enough for {workers} workers. "
+                f"Take --num-workers {min(size, config.scale.fewest)}..{size}"
+            )
+    elif workers > 1 and size % workers:
         below, above = size // workers * workers, (size // workers + 1) * workers
         near = f"{below} or {above}" if below else str(above)
         fits = next(n for n in range(workers, 0, -1) if size % n == 0)

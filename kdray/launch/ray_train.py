@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import KdrayError, RunFailed, Stopped
 from ..run.asking import CHECKPOINT, ask, has_stopped
+from .groups import sweep_own
 from .lookout import Lookout
 from .session import RaySession, resources
 from .worker import Assignment, as_error, failures, final_failure, work
@@ -65,6 +66,10 @@ def _fails_for_good(folder: Path, patience: float = 3.0) -> bool:
     return True
 
 
+class Lost(RunFailed):
+    """Workers were lost more often than is allowed, or could not be started."""
+
+
 def run_on_ray(
     session: RaySession,
     assignment: Assignment,
@@ -73,16 +78,20 @@ def run_on_ray(
     use_gpu: bool,
     max_failures: int,
     say: Callable[[str], None] = lambda line: None,
-) -> None:
-    """Raises the worker's own error, RunFailed when workers were lost more often than `max_failures`, or Stopped."""
+    enough: Callable[[], bool] | None = None,
+) -> bool:
+    """Whether the training has ended; False where `enough`, asked a few times a second, has ended the group before.
+
+    Raises the worker's own error, Lost when workers were lost more often than `max_failures`, or Stopped. With
+    `enough`, room is the caller's business: it is not waited for."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     folder = assignment.job.folder
     scratch, each = folder / ".ray", resources(cpus, use_gpu)
-    starts = JOINED_STARTS if session.joined else 2
-    trainer = TorchTrainer(
+    starts = 1 if enough else JOINED_STARTS if session.joined else 2
+    trainer = _trainer_class()(
         _train_fn,
         train_loop_config={"assignment": assignment},
         torch_config=TorchConfig(
@@ -96,8 +105,7 @@ def run_on_ray(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    before = _placement_groups()
-    lookout = Lookout(session, num_workers, each, say) if session.joined else None
+    lookout = Lookout(session, 0 if enough else num_workers, each, say) if session.joined else None
     outcome: list[BaseException | None] = []
 
     def fit():
@@ -110,29 +118,34 @@ def run_on_ray(
     # In a thread of its own: Ray replaces the main thread's SIGINT handler, and Ctrl-C is ours.
     thread = threading.Thread(target=fit, name="kdray-fit", daemon=True)
     thread.start()
+    ended_early = False
     try:
-        while thread.is_alive() and not _overdue(folder):
+        while thread.is_alive() and not _overdue(folder) and not (ended_early := bool(enough and enough())):
             thread.join(0.2)
             if lookout and lookout.look():
                 ask(folder, CHECKPOINT)
     finally:
-        if thread.is_alive() or outcome[0] is not None:  # else Ray has freed it, and another group may have begun
-            _sweep(before)
+        sweep_own()
         shutil.rmtree(scratch, ignore_errors=True)
     if final := final_failure(folder):
         raise as_error(final)
     if has_stopped(folder):
         raise Stopped("stopped, with a checkpoint")
+    if ended_early:
+        thread.join(60)  # until Ray has found that the workers are gone
+        return False
     for cause in getattr(outcome[0], "worker_failures", {}).values():
         if isinstance(cause, KdrayError):  # of a worker that could not write into the run folder
             raise cause
     if isinstance(getattr(outcome[0], "controller_failure", None), WorkerGroupStartupTimeoutError):
-        raise RunFailed(
+        raise Lost(
             f"Ray could not start {num_workers} workers of {each['CPU']:g} CPU{'s' if each['CPU'] != 1 else ''} in "
-            f"{starts} attempts: somebody else holds what they need, or it vanished. `kdray resume` goes on later."
+            f"{starts} attempt{'s' if starts > 1 else ''}: somebody else holds what they need, or it vanished. "
+            "`kdray resume` goes on later."
         ) from outcome[0]
     if outcome[0] is not None:
-        raise RunFailed(_lost(outcome[0], failures(folder), max_failures)) from outcome[0]
+        raise Lost(_lost(outcome[0], failures(folder), max_failures)) from outcome[0]
+    return True
 
 
 def _overdue(folder: Path, patience: float = 15.0) -> bool:
@@ -153,19 +166,14 @@ def _lost(error: BaseException, echoes: list[dict], max_failures: int) -> str:
     )
 
 
-def _placement_groups() -> set[str]:
-    import ray
-    from ray.util import placement_group_table
+def _trainer_class():
+    """Ray's, without the detached actor that waits for the controller's death: it never ends where Ray has no
+    dashboard. `sweep_own` does its work."""
+    from ray.train.torch import TorchTrainer
 
-    mine = ray.get_runtime_context().get_job_id()  # the end of the id; others use the cluster too
-    groups = placement_group_table().items()
-    return {key for key, group in groups if key.endswith(mine) and group["state"] != "REMOVED"}
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self):
+            found = super()._create_default_callbacks()
+            return [callback for callback in found if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
-
-def _sweep(before: set[str]) -> None:
-    """Free what a failed start leaves reserved: Ray keeps its placement group until the session ends."""
-    from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    for key in _placement_groups() - before:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
+    return Trainer

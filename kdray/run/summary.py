@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.schema import Config
@@ -28,7 +29,7 @@ def summarise(
         "name": run.name,
         "path": str(run.path.resolve()),
         "student": config.student.model,
-        "parameters": _parameters(run),
+        "parameters": parameters(run.path / "student.safetensors"),
         "last": _scores(last),
         "best": {**last["best"], "test_top1": last["best"].get("test", last["best"]["top1"])},
         "seconds": last["seconds"],
@@ -79,13 +80,13 @@ def _scores(row: dict) -> dict:
     return scores
 
 
-def _parameters(run: RunFolder) -> int:
-    """From the header of the weights file: nothing is loaded."""
+def parameters(weights: Path) -> int:
+    """From the header of the file: nothing is loaded."""
     from math import prod
 
     from safetensors import safe_open
 
-    with safe_open(run.path / "student.safetensors", "pt") as file:
+    with safe_open(weights, "pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     return sum(prod(shape) for name, shape in shapes.items() if not name.endswith(buffers))
