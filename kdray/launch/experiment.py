@@ -28,10 +28,10 @@ from ..errors import ConfigError, MismatchError, Stopped
 from ..registry import Registry
 from ..run.asking import STOP, answer, ask, asked, forget
 from ..run.console import Console
-from ..run.folder import RunFolder, finished_run, read_json, refuse_taken, write_json
+from ..run.folder import RunFolder, environment, finished_run, read_json, refuse_taken, write_json
 from ..run.metrics import FileLog
 from ..run.plan import plan
-from ..run.summary import summarise
+from ..run.summary import read_summary, summarise
 from ..run.tracking import Tracking, check_trackers
 from ..run.watch import Watch
 from ..teacher.check import usable_caches
@@ -78,13 +78,22 @@ class Experiment:
         overrides = [f"scale.{key}={value}" for key, value in scale.items() if value is not None]
         config = load_config(run.config_file, overrides, registry=self.registry).config
         if run.finished:
+            read_summary(run)
             self.console.say(f"{run.name} is finished; nothing is left to do.")
             return run
         if run.is_alive:
             raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
+        if read_json(run.path / "environment.json") is None:
+            self.console.say(f"warning: {run.path / 'environment.json'} is damaged: its plugins cannot be compared")
+            write_json(run.path / "environment.json", environment(self.registry.fingerprint()))
         for line in check_same_plugins(run, self.registry):
             self.console.say(line)
         data = self.check(config).data
+        if not run.data:
+            raise MismatchError(
+                f"{run.path / 'data.json'} is damaged or absent: whether these are the pictures that the run began "
+                "with cannot be told. Put it back from a copy, or start a new run"
+            )
         check_same_data(data, run.data)
         with self._session(config), self._interruptible(run.path):
             return self._advance(run, config, data)
@@ -143,6 +152,7 @@ class Experiment:
         self.under_way.append(run.path)
         try:
             forget(run.path)
+            run.sweep()
             run.set_status("running")
             self._tell("kdray_run_started", run, config)
             teachers = self._teachers(run, config)

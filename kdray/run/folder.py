@@ -78,7 +78,11 @@ class RunFolder:
 
     @property
     def status(self) -> dict:
-        return read_json(self.path / "status.json") or {"state": "unknown"}
+        found = read_json(self.path / "status.json") or {}
+        whole = isinstance(found.get("state"), str)
+        if found.get("state") == "running":
+            whole = isinstance(found.get("host"), str) and isinstance(found.get("pid"), int)
+        return found if whole else {"state": "unknown"}
 
     @property
     def finished(self) -> bool:
@@ -111,6 +115,12 @@ class RunFolder:
     def set_status(self, state: str, **more) -> None:
         now = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **more}
         write_json(self.path / "status.json", now)
+
+    def sweep(self) -> None:
+        """Remove what a killed process was writing."""
+        for folder in (self.path, self.path / "checkpoints"):
+            for part in folder.glob(".writing-*"):
+                shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
     def new_token(self) -> str:
         """A fresh mark in the folder, by which a worker on another node can tell that it sees the same folder."""
@@ -175,6 +185,7 @@ def list_runs(folder: Path) -> list[dict]:
         if (path / "status.json").exists():
             run = RunFolder(path)
             summary, status, state = run.summary or {}, run.status, run.state
+            last, best = (part if isinstance(part := summary.get(key), dict) else {} for key in ("last", "best"))
             error = str(status.get("error") or "").strip() if state == "failed" else ""
             found.append(
                 {
@@ -182,8 +193,8 @@ def list_runs(folder: Path) -> list[dict]:
                     "path": str(path.resolve()),
                     "state": state,
                     "started": _mtime(path / "command.txt"),
-                    "last": (summary.get("last") or {}).get("top1"),
-                    "best": (summary.get("best") or {}).get("top1"),
+                    "last": last.get("top1"),
+                    "best": best.get("top1"),
                     "host": status.get("host"),
                     "progress": read_json(path / "progress.json"),
                     "heard": max(_mtime(path / file) for file in ("status.json", "progress.json")),
@@ -234,10 +245,12 @@ def environment(plugins: list[dict]) -> dict:
 
 
 def read_json(path: Path) -> dict | None:
+    """None where there is no such file, or it is damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -63,13 +63,17 @@ class FileLog:
 
 
 def read_rows(file: Path) -> list[dict]:
-    """All whole rows; a last line that is still being written is left out."""
+    """All whole rows, up to the first line that is none: one that is still being written, or was when the power
+    went."""
     if not file.exists():
         return []
     rows = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not (isinstance(row, dict) and row.keys() >= {"kind", "step"}):
+            break
+        rows.append(row)
     return rows

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.schema import Config
+from ..errors import MismatchError
 from .folder import RunFolder, write_json
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ def summarise(
     from .card import model_card
 
     epochs = run.rows("epoch")
+    if not epochs:
+        raise MismatchError(f"{run.path / 'metrics.jsonl'} is damaged: it holds no epoch. The weights are in place")
     last = epochs[-1]
     teachers = {row["name"]: row for row in run.rows("teacher")}
     summary = {
@@ -50,10 +53,21 @@ def summarise(
     elif found:
         summary["teachers"] = found
     if alone:
-        summary["alone"] = {key: (alone.summary or {})[key] for key in ("name", "last", "best", "parameters")}
+        summary["alone"] = {key: read_summary(alone)[key] for key in ("name", "last", "best", "parameters")}
     write_json(run.path / "summary.json", summary)
     (run.path / "MODEL_CARD.md").write_text(model_card(run, config, summary))
     return summary
+
+
+def read_summary(run: RunFolder) -> dict:
+    """That of a finished run. Raises MismatchError when it is damaged."""
+    found = run.summary
+    if not found or not found.keys() >= {"name", "path", "student", "parameters", "last", "best"}:
+        raise MismatchError(
+            f"{run.path / 'summary.json'} is damaged or absent, though the run is finished. `kdray evaluate "
+            f"{run.name}` measures its weights; metrics.jsonl holds every epoch's numbers"
+        )
+    return found
 
 
 def _scores(row: dict) -> dict:
