@@ -28,7 +28,8 @@ from ..errors import ConfigError, MismatchError
 from ..registry import Registry
 from ..run.asking import STOP, ask, forget
 from ..run.console import Console
-from ..run.folder import RunFolder, finished_run, read_json, refuse_taken, write_json
+from ..run.folder import RunFolder, finished_run, refuse_taken, write_json
+from ..run.forms import Environment, Teachers, read
 from ..run.metrics import FileLog
 from ..run.plan import plan
 from ..run.summary import summarise
@@ -172,7 +173,7 @@ class Experiment:
     def _teachers(self, run: RunFolder, config: Config) -> dict[str, str]:
         """The file of its weights by teacher; trained first where the config says how. The run remembers which they
         were."""
-        remembered, found = read_json(run.path / "teachers.json") or {}, {}
+        remembered, found = read(run.path / "teachers.json", Teachers) or {}, {}
         for name, teacher in config.all_teachers.items():
             if teacher.train and name not in remembered:
                 trained = self._trained(config, name, run.data)
@@ -408,7 +409,8 @@ def check_same_plugins(run: RunFolder, registry: Registry) -> list[str]:
     Raises MismatchError when one has another version now, or is gone.
     """
     then = {
-        (p["distribution"], p["name"]): p for p in (read_json(run.path / "environment.json") or {}).get("plugins", [])
+        (p["distribution"], p["name"]): p
+        for p in (read(run.path / "environment.json", Environment) or {}).get("plugins", [])
     }
     now = {(p["distribution"], p["name"]): p for p in registry.fingerprint() if not p["error"]}
     other, edited = [], []

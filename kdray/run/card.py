@@ -43,7 +43,7 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
         + (f"; {_mix(*data.mix.way)}" if data.mix else "")
         + (f"; {data.samples} training samples" if data.samples else ""),
         f"- {summary['seconds']:,.0f} s of training on {_hardware(environment)}",
-        f"- command: `{(run.path / 'command.txt').read_text().strip()}`",
+        f"- command: `{(run.path / 'command.txt').read_text(errors="replace").strip()}`",
         f"- {', '.join(f'{name} {version}' for name, version in environment['packages'].items() if version)}",
         "",
         "## Limits",

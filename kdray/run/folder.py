@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..errors import ConfigError, did_you_mean
+from .forms import DataFile, Progress, Status, Summary, read, read_or_none
 
 PACKAGES = ("kdray", "ray", "torch", "torchvision", "numpy", "pluggy", "pydantic", "safetensors")
 
@@ -78,7 +79,8 @@ class RunFolder:
 
     @property
     def status(self) -> dict:
-        return read_json(self.path / "status.json") or {"state": "unknown"}
+        """state: "unknown" where there is none, or a damaged one."""
+        return read_or_none(self.path / "status.json", Status) or {"state": "unknown"}
 
     @property
     def finished(self) -> bool:
@@ -86,8 +88,8 @@ class RunFolder:
 
     @property
     def data(self) -> str:
-        """Fingerprint of the data that the run began with."""
-        return (read_json(self.path / "data.json") or {}).get("fingerprint", "")
+        """Fingerprint of the data that the run began with. Raises MismatchError for a damaged file."""
+        return (read(self.path / "data.json", DataFile) or {}).get("fingerprint", "")
 
     @property
     def is_alive(self) -> bool:
@@ -106,7 +108,8 @@ class RunFolder:
 
     @property
     def summary(self) -> dict | None:
-        return read_json(self.path / "summary.json")
+        """Raises MismatchError for a damaged one."""
+        return read(self.path / "summary.json", Summary)
 
     def set_status(self, state: str, **more) -> None:
         now = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **more}
@@ -174,8 +177,8 @@ def list_runs(folder: Path) -> list[dict]:
     for path in folder.iterdir() if folder.is_dir() else []:
         if (path / "status.json").exists():
             run = RunFolder(path)
-            summary, status, state = run.summary or {}, run.status, run.state
-            error = str(status.get("error") or "").strip() if state == "failed" else ""
+            summary, status, state = read_or_none(path / "summary.json", Summary) or {}, run.status, run.state
+            error = status.get("error", "").strip() if state == "failed" else ""
             found.append(
                 {
                     "name": run.name,
@@ -185,7 +188,7 @@ def list_runs(folder: Path) -> list[dict]:
                     "last": (summary.get("last") or {}).get("top1"),
                     "best": (summary.get("best") or {}).get("top1"),
                     "host": status.get("host"),
-                    "progress": read_json(path / "progress.json"),
+                    "progress": read_or_none(path / "progress.json", Progress),
                     "heard": max(_mtime(path / file) for file in ("status.json", "progress.json")),
                     "error": error.splitlines()[0] if error else None,
                 }
@@ -234,7 +237,7 @@ def environment(plugins: list[dict]) -> dict:
 def read_json(path: Path) -> dict | None:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

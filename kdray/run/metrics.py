@@ -14,6 +14,7 @@ from pathlib import Path
 from ..errors import RunFailed
 from .asking import answer, asked
 from .folder import write_json
+from .forms import Row, parse
 
 
 class FileLog:
@@ -60,13 +61,10 @@ class FileLog:
 
 
 def read_rows(file: Path) -> list[dict]:
-    """All whole rows; a last line that is still being written is left out."""
+    """All whole rows; a last line that is still being written, or was cut short, is left out.
+
+    Raises MismatchError for a damaged line."""
     if not file.exists():
         return []
-    rows = []
-    for line in file.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    lines = file.read_bytes().split(b"\n")[:-1]
+    return [parse(line, Row, f"{file}:{number}") for number, line in enumerate(lines, 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..config.schema import Config
+from ..errors import MismatchError
 from .folder import RunFolder, write_json
 
 if TYPE_CHECKING:
@@ -15,9 +16,23 @@ def summarise(
     run: RunFolder, config: Config, teacher_runs: dict[str, RunFolder | None], alone: RunFolder | None
 ) -> dict:
     """Write summary.json and MODEL_CARD.md, and return the former. teacher_runs: by teacher, the run that trained it,
-    where it was one of ours."""
+    where it was one of ours. Raises MismatchError where files of the run lack what it needs."""
     from .card import model_card
 
+    try:
+        summary = _summary(run, config, teacher_runs, alone)
+        card = model_card(run, config, summary)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise MismatchError(f"{run.path / 'metrics.jsonl'} lacks what the results are made of ({what})") from error
+    write_json(run.path / "summary.json", summary)
+    (run.path / "MODEL_CARD.md").write_text(card)
+    return summary
+
+
+def _summary(
+    run: RunFolder, config: Config, teacher_runs: dict[str, RunFolder | None], alone: RunFolder | None
+) -> dict:
     epochs = run.rows("epoch")
     last = epochs[-1]
     teachers = {row["name"]: row for row in run.rows("teacher")}
@@ -49,8 +64,6 @@ def summarise(
         summary["teachers"] = found
     if alone:
         summary["alone"] = {key: (alone.summary or {})[key] for key in ("name", "last", "best", "parameters")}
-    write_json(run.path / "summary.json", summary)
-    (run.path / "MODEL_CARD.md").write_text(model_card(run, config, summary))
     return summary
 
 
@@ -68,10 +81,14 @@ def _parameters(run: RunFolder) -> int:
     """From the header of the weights file: nothing is loaded."""
     from math import prod
 
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(run.path / "student.safetensors", "pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    path = run.path / "student.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise MismatchError(f"{path} is damaged: {error}") from error
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     return sum(prod(shape) for name, shape in shapes.items() if not name.endswith(buffers))
 

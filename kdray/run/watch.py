@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from .folder import read_json
+from .forms import Progress, read_or_none
 
 
 class Watch:
@@ -66,6 +66,6 @@ class Watch:
             self.place += len(whole)
             for line in whole.splitlines():
                 self.on_row(json.loads(line))
-        now = read_json(self.folder / "progress.json")
+        now = read_or_none(self.folder / "progress.json", Progress)
         if now:
             self.on_progress(now)
