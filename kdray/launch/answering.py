@@ -22,6 +22,7 @@ from ..registry import Registry
 from ..teacher.compute import BATCH, compute
 from ..teacher.plan import is_there
 from ..teacher.setup import Place, identities, stores
+from .code import Code
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,7 @@ class Errand:
     data_root: Path
     checkpoints: dict[str, str]
     places: dict[str, Place] = field(default_factory=dict)
-    plugins: list[dict] = field(default_factory=list)
-    local_sources: dict[str, str] = field(default_factory=dict)
-    blocked: tuple[str, ...] = ()
+    code: Code = field(default_factory=Code)
     threads: int = 1
 
 

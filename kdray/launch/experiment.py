@@ -39,9 +39,11 @@ from ..teacher.check import usable_caches
 from ..teacher.setup import Place
 from ..testing.mixed import check_mixed
 from .answering import Errand
-from .placement import AskingPool, TeacherPool, place, placed_teachers
+from .code import Code
+from .nodes import check_nodes
+from .placement import AskingPool, TeacherPool, held_by, place, placed_teachers
 from .ray_train import run_on_ray
-from .session import RaySession, share_out
+from .session import RaySession, resources, share_out
 from .signals import graceful
 from .worker import Assignment, disk_is_full, train_here
 
@@ -295,6 +297,8 @@ class Experiment:
 
     def _train(self, run: RunFolder, config: Config, teachers: dict[str, str], caches: dict[str, Place]) -> None:
         shutil.rmtree(run.path / "failures", ignore_errors=True)
+        if config.scale.num_workers or placed_teachers(config, caches):
+            self.session.wait_for_room(self._wanted(config, caches), self.console.say)
         asked_in = tuple(self.under_way[:-1])
 
         def stop() -> None:
@@ -326,16 +330,11 @@ class Experiment:
                 train_here(job, self.registry, Context(device=device_here(config)), log)
                 return
             cpus, use_gpu = share_out(config.scale, self.session.nodes())
-            assignment = Assignment(
-                job,
-                self.registry.fingerprint(),
-                self.registry.local_sources(),
-                tuple(self.registry.host.blocked),
-                token,
-                asked_in,
-                threads=max(1, int(cpus)),
+            assignment = Assignment(job, Code.of(self.registry), token, asked_in, threads=max(1, int(cpus)))
+            scale = config.scale
+            run_on_ray(
+                *(self.session, assignment, scale.num_workers, cpus, use_gpu, scale.max_failures), self.console.say
             )
-            run_on_ray(self.session, assignment, config.scale.num_workers, cpus, use_gpu, config.scale.max_failures)
 
     @contextlib.contextmanager
     def _placed(
@@ -347,9 +346,7 @@ class Experiment:
             for name, section in placed_teachers(config, caches).items():
                 errand = Errand(
                     *(config, self.project.data, checkpoints, {}),
-                    self.registry.fingerprint(),
-                    self.registry.local_sources(),
-                    tuple(self.registry.host.blocked),
+                    Code.of(self.registry),
                     threads=max(1, int(section.placement.cpus)),
                 )
                 pool = stack.enter_context(TeacherPool(name, section.placement, errand, config.scale.max_failures))
@@ -373,12 +370,21 @@ class Experiment:
             yield
             return
         with RaySession(self.address or self.project.ray_address) as self.session:
-            nodes = self.session.nodes()
-            for name, section in placed.items():
-                nodes = place(name, section.placement, nodes)
-            if config.scale.num_workers:
-                share_out(config.scale, nodes)
+            self._wanted(config)
+            if self.session.joined:
+                runs = self._path(config).parent
+                check_nodes(self.session.ray, self.session.addresses(), runs, files_of(config, self.project))
             yield
+
+    def _wanted(self, config: Config, caches: Collection[str] = ()) -> list[dict[str, float]]:
+        """What a run takes of the cluster, for each actor and each worker. Raises ConfigError where it has less."""
+        nodes, wanted = self.session.nodes(), []
+        for name, section in placed_teachers(config, caches).items():
+            nodes = place(name, section.placement, nodes)
+            wanted += section.placement.workers * [held_by(section.placement)]
+        if config.scale.num_workers:
+            wanted += config.scale.num_workers * [resources(*share_out(config.scale, nodes))]
+        return wanted
 
     @contextlib.contextmanager
     def _interruptible(self, path: Path):
@@ -388,6 +394,22 @@ class Experiment:
             if path.exists():
                 self.console.say(f"interrupted: `kdray resume {path.name}` goes on with it")
             raise
+
+
+def files_of(config: Config, project: Project) -> dict[str, Path]:
+    """What a worker reads on its own node, whether it is there or not."""
+    found = {"the data folder": Path(config.data.path or project.data / config.data.name)}
+    networks = {
+        "the student": config.student,
+        **{n if n == "teacher" else f"teacher {n}": t for n, t in config.all_teachers.items()},
+    }
+    for name, network in networks.items():
+        if network.checkpoint:
+            found[f"the checkpoint of {name}"] = Path(network.checkpoint)
+    for name, teacher in config.all_teachers.items():
+        if teacher.cache and "://" not in (where := teacher.cache.path or str(project.cache)):
+            found[f"the cache of {name}"] = Path(where).expanduser().absolute()
+    return found
 
 
 def check_batch(config: Config) -> None:

@@ -32,12 +32,9 @@ class Actor:
     @cached_property
     def parts(self):
         """Not made in the constructor: Ray tells less of a failure there."""
-        from ..registry import Registry, check_fingerprint
-
         torch.set_num_threads(self.errand.threads)
         keep_freed_memory()
-        registry = Registry.load(blocked=self.errand.blocked, local_sources=self.errand.local_sources)
-        check_fingerprint(self.errand.plugins, registry.fingerprint())
+        registry = self.errand.code.load()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return build(self.errand.config, registry, self.errand.data_root, self.errand.checkpoints, device)
 

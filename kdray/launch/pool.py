@@ -19,13 +19,9 @@ class Worker:
     def prepare(self, errand: Errand) -> None:
         import torch
 
-        from ..registry import Registry, check_fingerprint
-
         torch.set_num_threads(errand.threads)
-        registry = Registry.load(blocked=errand.blocked, local_sources=errand.local_sources)
-        check_fingerprint(errand.plugins, registry.fingerprint())
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.answerer = Answerer(errand, registry, device)
+        self.answerer = Answerer(errand, errand.code.load(), device)
 
     def call(self, what: str, *arguments):
         return getattr(self.answerer, what)(*arguments)

@@ -23,9 +23,11 @@ from ..teacher.live import LiveTeacher
 from ..teacher.plan import Plan, views_met
 from ..teacher.setup import Place, identities, place_of, stores
 from .answering import Answerer, Errand
-from .experiment import Experiment, device_here
+from .code import Code
+from .experiment import Experiment, device_here, files_of
+from .nodes import check_nodes
 from .pool import Pool
-from .session import RaySession, share_out
+from .session import RaySession, resources, share_out
 from .worker import tail
 
 
@@ -238,12 +240,13 @@ class Precompute(Experiment):
         cpus, use_gpu = share_out(config.scale, self.session.nodes())
         errand = Errand(
             *(errand.config, errand.data_root, errand.checkpoints, errand.places),
-            self.registry.fingerprint(),
-            self.registry.local_sources(),
-            tuple(self.registry.host.blocked),
+            Code.of(self.registry),
             threads=max(1, int(cpus)),
         )
         workers = config.scale.num_workers
+        if self.session.joined:
+            check_nodes(self.session.ray, self.session.addresses(), None, files_of(config, self.project))
+        self.session.wait_for_room(workers * [resources(cpus, use_gpu)], self.console.say)
         with Pool(errand, workers, cpus, use_gpu, config.scale.max_failures) as pool:
             self._fill(works, pool.ask, pool.compute, workers)
 

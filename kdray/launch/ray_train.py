@@ -11,12 +11,17 @@ import shutil
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import KdrayError, RunFailed, Stopped
 from ..run.asking import has_stopped
-from .session import RaySession
+from .lookout import Lookout
+from .session import RaySession, resources
 from .worker import Assignment, as_error, failures, final_failure, work
+
+JOINED_STARTS = 11
+"""How often Ray tries to start a group, a minute each, where a lost node may be replaced or others hold its room."""
 
 
 def _train_fn(config: dict) -> None:
@@ -61,27 +66,35 @@ def _fails_for_good(folder: Path, patience: float = 3.0) -> bool:
 
 
 def run_on_ray(
-    session: RaySession, assignment: Assignment, num_workers: int, cpus: float, use_gpu: bool, max_failures: int
+    session: RaySession,
+    assignment: Assignment,
+    num_workers: int,
+    cpus: float,
+    use_gpu: bool,
+    max_failures: int,
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Raises the worker's own error, RunFailed when workers were lost more often than `max_failures`, or Stopped."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     folder = assignment.job.folder
-    scratch = folder / ".ray"
-    resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+    scratch, each = folder / ".ray", resources(cpus, use_gpu)
+    starts = JOINED_STARTS if session.joined else 2
     trainer = TorchTrainer(
         _train_fn,
         train_loop_config={"assignment": assignment},
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=each),
         run_config=RunConfig(
             name="group",
             storage_path=str(scratch),
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=1),
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=starts - 1),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     before = _placement_groups()
+    lookout = Lookout(session, num_workers, each, say) if session.joined else None
     outcome: list[BaseException | None] = []
 
     def fit():
@@ -97,8 +110,11 @@ def run_on_ray(
     try:
         while thread.is_alive() and not _overdue(folder):
             thread.join(0.2)
+            if lookout:
+                lookout.look()
     finally:
-        _sweep(before)
+        if thread.is_alive() or outcome[0] is not None:  # else Ray has freed it, and another group may have begun
+            _sweep(before)
         shutil.rmtree(scratch, ignore_errors=True)
     if final := final_failure(folder):
         raise as_error(final)
@@ -107,6 +123,11 @@ def run_on_ray(
     for cause in getattr(outcome[0], "worker_failures", {}).values():
         if isinstance(cause, KdrayError):  # of a worker that could not write into the run folder
             raise cause
+    if isinstance(getattr(outcome[0], "controller_failure", None), WorkerGroupStartupTimeoutError):
+        raise RunFailed(
+            f"Ray could not start {num_workers} workers of {each['CPU']:g} CPU{'s' if each['CPU'] != 1 else ''} in "
+            f"{starts} attempts: somebody else holds what they need, or it vanished. `kdray resume` goes on later."
+        ) from outcome[0]
     if outcome[0] is not None:
         raise RunFailed(_lost(outcome[0], failures(folder), max_failures)) from outcome[0]
 
@@ -130,9 +151,12 @@ def _lost(error: BaseException, echoes: list[dict], max_failures: int) -> str:
 
 
 def _placement_groups() -> set[str]:
+    import ray
     from ray.util import placement_group_table
 
-    return {key for key, group in placement_group_table().items() if group["state"] != "REMOVED"}
+    mine = ray.get_runtime_context().get_job_id()  # the end of the id; others use the cluster too
+    groups = placement_group_table().items()
+    return {key for key, group in groups if key.endswith(mine) and group["state"] != "REMOVED"}
 
 
 def _sweep(before: set[str]) -> None:

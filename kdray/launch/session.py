@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import threading
+import time
+from collections.abc import Callable
 
 from ..config.schema import ScaleConfig
 from ..errors import ConfigError
@@ -25,13 +27,23 @@ SETTINGS = {
 }
 
 
+WAITING_EVERY = 30.0
+"""Seconds between two lines about room that is waited for."""
+
+
 class RaySession:
     def __init__(self, address: str | None = None):
-        self.address = address or os.environ.get("RAY_ADDRESS")
+        of_job = os.environ.get("RAY_ADDRESS") if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else None
+        self.address = of_job or address or os.environ.get("RAY_ADDRESS")  # a job belongs to its own cluster
         self.held: list[tuple[str, dict[str, float]]] = []
 
+    @property
+    def joined(self) -> bool:
+        """Whether the cluster is somebody's, with other nodes and other users, rather than started here."""
+        return bool(self.address) and self.address != "local"
+
     def __enter__(self) -> RaySession:
-        joins = bool(self.address) and self.address != "local"
+        joins = self.joined
         for key, value in SETTINGS.items():
             if not (joins and key == "RAY_AUTH_MODE"):  # a cluster has its own way of authentication
                 os.environ.setdefault(key, value)
@@ -69,6 +81,33 @@ class RaySession:
                 found[node][key] = found[node].get(key, 0.0) - value
         return list(found.values())
 
+    def addresses(self) -> dict[str, str]:
+        """Of the living nodes that may hold a worker, by id."""
+        nodes = (node for node in self.ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+        return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
+
+    def wait_for_room(self, wanted: list[dict[str, float]], say: Callable[[str], None]) -> None:
+        """Until a cluster that others use too has these resources free, all at once; what it waits for is said."""
+        from ray.util.placement_group import placement_group, remove_placement_group
+
+        wanted = [{key: value for key, value in each.items() if value} for each in wanted]
+        if not self.joined or not any(wanted):
+            return
+        group = placement_group([each for each in wanted if each], strategy="PACK")
+        try:
+            told, patience = -math.inf, 2.0  # what has just ended may still hold something
+            while not group.wait(patience):
+                if time.monotonic() - told > WAITING_EVERY:
+                    told = time.monotonic()
+                    say(f"waiting for room in the cluster: wanted {_sum(wanted)}, free {self._free()}")
+                patience = 1.0
+        finally:
+            remove_placement_group(group)
+
+    def _free(self) -> str:
+        has, free = self.ray.cluster_resources(), self.ray.available_resources()
+        return ", ".join(f"{free.get(k, 0):g} of {has[k]:g} {k}" for k in ("CPU", "GPU") if k in has)
+
     @contextlib.contextmanager
     def hold(self, taken: list[tuple[str, dict[str, float]]]):
         """While it is open, these resources of nodes are somebody's."""
@@ -92,6 +131,22 @@ def _refuse_unreachable(address: str) -> None:
         ) from error
 
 
+def _sum(wanted: list[dict[str, float]]) -> str:
+    """`2 × 4 CPU`, `1 × 4 CPU 1 GPU and 2 × 1 CPU`."""
+    each = [" ".join(f"{value:g} {key}" for key, value in one.items()) for one in wanted]
+    return " and ".join(f"{each.count(one)} × {one}" for one in dict.fromkeys(each))
+
+
+def resources(cpus: float, use_gpu: bool) -> dict[str, float]:
+    """Of a worker."""
+    return {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+
+
+def room(nodes: list[dict[str, float]], each: dict[str, float]) -> int:
+    """How many times these resources fit on the nodes."""
+    return sum(min(int(node.get(key, 0.0) / value + 1e-9) for key, value in each.items()) for node in nodes)
+
+
 def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float, bool]:
     """CPUs a worker, and whether each gets a GPU. Raises ConfigError when the nodes have less than asked, with flags
     that would fit."""
@@ -108,7 +163,7 @@ def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float,
         )
 
     def hold(each: float) -> int:
-        return sum(int(n / each + 1e-9) for n in cpus)
+        return room(nodes, {"CPU": each})
 
     if scale.cpus_per_worker is not None:
         each = scale.cpus_per_worker

@@ -27,7 +27,8 @@ def _train_fn() -> dict:
     for _ in range(5):
         dist.all_reduce(x)
         x /= dist.get_world_size()
-    seconds = (time.monotonic() - began + float(x[0]) * 0) / 5
+    float(x[0])  # a device has done its work when it tells a number
+    seconds = (time.monotonic() - began) / 5
     return {"backend": dist.get_backend(), "bandwidth": x.nbytes / seconds}
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..blame import tail
@@ -17,6 +17,7 @@ from ..run.asking import has_stopped
 from ..run.folder import write_json
 from ..run.forms import Failure, read_or_none
 from ..teacher.storage import FULL
+from .code import Code
 
 # What a worker reports when another one is gone. It is not the cause, and the group may try again.
 PEER_LOST = re.compile(
@@ -29,9 +30,7 @@ class Assignment:
     """What the driver sends to each worker."""
 
     job: Job
-    plugins: list[dict]
-    local_sources: dict[str, str] = field(default_factory=dict)
-    blocked: tuple[str, ...] = ()
+    code: Code
     token: str = ""
     asked_in: tuple[Path, ...] = ()
     """Folders of the runs that wait for this one."""
@@ -44,7 +43,6 @@ def work(assignment: Assignment, context) -> None:
     import torch
 
     from ..engine.train import train
-    from ..registry import Registry, check_fingerprint
     from ..run.metrics import FileLog
 
     folder = assignment.job.folder
@@ -57,8 +55,7 @@ def work(assignment: Assignment, context) -> None:
                 "(run.dir, or [paths] runs in kdray.toml) on storage that every node shares"
             )
         torch.set_num_threads(assignment.threads)
-        registry = Registry.load(blocked=assignment.blocked, local_sources=assignment.local_sources)
-        check_fingerprint(assignment.plugins, registry.fingerprint())
+        registry = assignment.code.load()
         write_json(folder / f"worker-{context.rank}.json", {"host": socket.gethostname(), "pid": os.getpid()})
         train(assignment.job, registry, context, FileLog(folder, assignment.token, assignment.asked_in))
     except Stopped:

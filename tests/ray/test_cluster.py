@@ -1,0 +1,144 @@
+"""Two nodes, one of which has other files: code travels, storage must be shared, other users are waited for."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from kdray import __version__
+from kdray.config.load import load_config
+from kdray.config.project import find_project
+from kdray.errors import ConfigError
+from kdray.launch import nodes
+from kdray.launch.experiment import Experiment
+from kdray.launch.session import RaySession
+from kdray.registry import Registry
+from kdray.run.console import Console
+from tests.conftest import Lab
+from tests.engine.test_stages import PLUGIN
+from tests.ray.clusters import cluster, far_node, wait_until
+
+NODE_OF_WORKER = """
+
+import ray
+import pathlib
+
+def _note(self):
+    return [Stage("note", 1, self.note)]
+
+def _node(self, student, teacher, batch, step):
+    pathlib.Path({folder!r}, f"rank-{{step.rank}}").write_text(ray.get_runtime_context().get_node_id())
+    return {{}}
+
+OnlyBefore.stages, OnlyBefore.note = _note, _node
+"""
+NETWORK = """
+from parts.layers import head
+
+def small(num_classes):
+    return head(num_classes)
+"""
+LAYERS = """
+from torch import nn
+
+def head(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, num_classes))
+"""
+
+
+class Heard(Console):
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("far")
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    """Of a cluster with two nodes of one CPU each; one of them does not see what is in `folder`/here."""
+    (folder / "here").mkdir()
+    with cluster() as two:
+        two.add_node(num_cpus=1)
+        with far_node(two.address, folder / "here"), RaySession(two.address) as session:
+            wait_until(lambda: len(session.addresses()) == 2, "the far node joins")
+            yield two.address
+
+
+@pytest.fixture
+def here(address, folder, monkeypatch):
+    monkeypatch.chdir(folder / "here")
+    return Lab(folder / "here")
+
+
+def experiment(here, address, registry=None):
+    return Experiment(registry or here.registry, find_project(here.path), Heard(), "test", address)
+
+
+def config(here, name, registry=None, **changes):
+    return load_config(here.config(name, **changes), registry=registry or here.registry).config
+
+
+def test_storage_that_one_node_does_not_see_is_refused_before_anything_is_written(here, address):
+    mine = here.path / "mine.safetensors"
+    mine.write_bytes(b"weights")
+    teacher = {"model": "convnet", "checkpoint": str(mine)}
+    alone = config(here, "alone", teacher=teacher, losses={"ce": {}, "kd": {}}, scale={"num_workers": 2})
+    with pytest.raises(ConfigError) as caught:
+        experiment(here, address).start(alone)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "the cluster cannot run this:" and len(lines) == 2
+    assert f"does not see {here.path / 'runs'} as it is here" in lines[0] and "on storage that every node" in lines[0]
+    assert f"the checkpoint of teacher {mine} is not there" in lines[1]
+    assert not (here.path / "runs").exists()
+
+
+def test_another_version_of_kdray_on_the_nodes_is_refused(here, address, monkeypatch, folder):
+    monkeypatch.setattr(nodes, "__version__", "99")
+    with pytest.raises(ConfigError, match=f"it has kdray {__version__}, and here is 99") as caught:
+        experiment(here, address).start(config(here, "newer", scale={"num_workers": 2}, run={"dir": str(folder)}))
+    assert str(caught.value).count("99") == 2, "both nodes"
+
+
+def test_plugins_and_modules_travel_and_room_is_waited_for(here, address, folder):
+    import ray
+
+    (here.path / "mine.py").write_text(PLUGIN.read_text() + NODE_OF_WORKER.format(folder=str(folder)))
+    (here.path / "networks.py").write_text(NETWORK)
+    (here.path / "parts").mkdir()  # without __init__.py
+    (here.path / "parts" / "layers.py").write_text(LAYERS)
+    registry = Registry.load(paths=[here.path / "mine.py"])
+    far = config(
+        here,
+        "far",
+        registry,
+        losses={"ce": {}, "only_before": {}},
+        student={"model": "networks:small"},
+        scale={"num_workers": 2},
+        run={"dir": str(folder / "runs")},
+    )
+
+    @ray.remote(num_cpus=1)
+    class Theirs:
+        def there(self):
+            pass
+
+    theirs = Theirs.remote()
+    ray.get(theirs.there.remote())
+    threading.Timer(4, ray.kill, [theirs]).start()
+    ours = experiment(here, address, registry)
+    run = ours.start(far)
+    assert run.finished and len(run.rows("epoch")) == 2
+    assert "waiting for room in the cluster: wanted 2 × 1 CPU, free 1 of 2 CPU" in ours.console.lines
+    ranks = {(folder / f"rank-{rank}").read_text() for rank in (0, 1)}
+    assert len(ranks) == 2, "both workers were on one node"
+    environment = json.loads((run.path / "environment.json").read_text())
+    assert "mine" in [plugin["name"] for plugin in environment["plugins"]]

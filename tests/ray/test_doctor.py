@@ -1,0 +1,74 @@
+"""`kdray doctor` on a cluster with a node that does not see one folder."""
+
+import subprocess
+import sys
+
+import pytest
+
+from kdray.launch.checkup import Folder, checkup
+from kdray.launch.session import RaySession
+from tests.ray.clusters import cluster, far_node, wait_until
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("doctor")
+
+
+@pytest.fixture(scope="module")
+def session(folder):
+    """Two nodes of one CPU each; one of them does not see what is in `folder`/hidden."""
+    (folder / "hidden").mkdir()
+    with cluster() as two:
+        two.add_node(num_cpus=1)
+        with far_node(two.address, folder / "hidden"), RaySession(two.address) as session:
+            wait_until(lambda: len(session.addresses()) == 2, "the far node joins")
+            yield session
+
+
+def lines(session, name, path, must):
+    """What is told of the nodes, and of one folder."""
+    *nodes, (line, bad) = checkup([Folder(name, path, must)], session.ray, session.addresses())
+    assert len(nodes) == 2 and all(" CPUs; GPUs: " in line and not bad for line, bad in nodes)
+    return line, bad
+
+
+def far(session, folder) -> str:
+    """The id, as it is shown, of the node that does not see the folder."""
+    line, _ = lines(session, "runs", folder / "hidden" / "runs", must=True)
+    (node,) = (node[:8] for node in session.addresses() if node[:8] in line)
+    return node
+
+
+def test_what_all_nodes_see(session, folder):
+    line, bad = lines(session, "runs", folder / "new" / "runs", must=True)
+    assert not bad and f"runs {folder / 'new' / 'runs'}: seen and written by all 2 nodes, " in line
+    assert not (folder / "new").exists(), "it leaves what it made"
+    assert lines(session, "data", folder / "nowhere", must=False) == (f"data {folder / 'nowhere'}: not there", False)
+
+
+def test_what_one_node_does_not_see(session, folder):
+    node = far(session, folder)
+    (folder / "hidden" / "data").mkdir(exist_ok=True)
+    for path in ("runs", "data"):
+        line, bad = lines(session, "runs", folder / "hidden" / path, must=True)
+        assert bad and f"NOT seen, or not to be written, by {line.split(' by ')[1].split(' ')[0]} ({node})" in line
+    line, bad = lines(session, "data", folder / "hidden" / "data", must=False)
+    assert bad and "NOT there on " in line and f"({node}): put it on storage that every node shares" in line
+    # A folder of the same path, of that node's own.
+    line, bad = lines(session, "data", folder / "hidden", must=False)
+    assert not bad and f"({node})'s own, or read-only: a run compares fingerprints" in line
+    assert [path.name for path in (folder / "hidden").iterdir()] == ["data"]
+
+
+def test_the_command(session, folder):
+    """A block for a bug report, and an exit code."""
+    command = [sys.executable, "-m", "kdray", "doctor", "--num-workers", "2", "--address", session.address]
+    result = subprocess.run(command, cwd=folder / "hidden", capture_output=True, text=True, timeout=200)
+    assert result.returncode == 2, result.stdout + result.stderr
+    shown = result.stdout.splitlines()
+    assert shown[0] == "```text" and shown[-1] == "```" and "all is well" not in shown
+    assert sum(line.startswith("node ") for line in shown) == 2
+    assert any(line.startswith("Ray: 2 workers added up over gloo: ok") for line in shown)
+    assert any(line.startswith("PROBLEM: the cluster is not in order: runs ") for line in shown)
+    assert far(session, folder) in result.stderr and "Traceback" not in result.stderr
