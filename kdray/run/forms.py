@@ -41,6 +41,9 @@ class Plugin(Form):
 
 
 class Environment(Form):
+    cpus: int | None
+    gpus: list[str]
+    packages: dict[str, str | None]
     plugins: list[Plugin]
 
 
