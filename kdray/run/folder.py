@@ -104,7 +104,8 @@ class RunFolder:
     @property
     def _driven_here_by_another(self) -> bool:
         status = self.status
-        return status["state"] == "running" and status["host"] == socket.gethostname() and status["pid"] != os.getpid()
+        here = status.get("host") == socket.gethostname() and status.get("pid") not in (None, os.getpid())
+        return status["state"] == "running" and here
 
     @property
     def summary(self) -> dict | None:

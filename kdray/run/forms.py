@@ -17,8 +17,8 @@ class Form(BaseModel):
 
 class Status(Form):
     state: str
-    host: str
-    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    host: str = ""
+    pid: Annotated[int, Field(gt=0, lt=2**31)] | None = None
     error: str = ""
 
 
