@@ -39,7 +39,7 @@ def cause(error: BaseException) -> str:
     """
     if isinstance(error, KdrayError):
         return str(error)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_machinery(f.filename)]
     beside = [f for f in frames if os.path.dirname(f.filename) == os.path.dirname(frames[0].filename)]
     place = f" ({beside[-1].filename}:{beside[-1].lineno})" if beside else ""
     return f"{type(error).__name__}: {error}{place}"
@@ -53,10 +53,10 @@ def tail(text: str) -> str:
 def in_plugin(error: BaseException) -> bool:
     """Whether the exception was raised by code that is not kdray's, torch's calls of it left out."""
     files = [f.filename for f in traceback.extract_tb(error.__traceback__) if not _is_torch(f.filename)]
-    return bool(files) and not _is_machinery(files[-1])
+    return bool(files) and not is_machinery(files[-1])
 
 
-def _is_machinery(file: str) -> bool:
+def is_machinery(file: str) -> bool:
     """kdray itself, torch, and what imports modules."""
     own = (os.path.join(os.path.dirname(module), "") for module in (__file__, importlib.__file__))
     return file.startswith(("<frozen ", *own)) or _is_torch(file)

@@ -194,11 +194,14 @@ def digest(config: Config) -> str:
     """sha256, in hex, of what determines the result of a run.
 
     Left out is what may change between a run and its resumption: names, workers, trackers, the pace of checkpoints and
-    logs, where and how the data is read (its content has a fingerprint of its own), and whether a baseline is trained
-    beside.
+    logs, what is done about losses that are no numbers, where and how the data is read (its content has a fingerprint
+    of its own), and whether a baseline is trained beside.
     """
     value = config.model_dump(mode="json", exclude={"name", "run", "scale", "checkpoint", "trackers", "baseline"})
-    for section, key in (("data", "path"), ("data", "in_memory"), ("data", "threads"), ("engine", "log_every")):
+    for section, key in (
+        *(("data", "path"), ("data", "in_memory"), ("data", "threads")),
+        *(("engine", "log_every"), ("engine", "nonfinite")),
+    ):
         del value[section][key]
     for teacher in (value["teacher"], *value["teachers"].values()):
         _without_places(teacher)

@@ -311,6 +311,11 @@ class EngineConfig(Options):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Decay of an exponential moving average of the student, evaluated in its stead."
     )
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="What a loss that is no finite number does: stop the run, or leave that batch's update out (every "
+        "step then waits for the device; 20 batches in a row stop the run all the same).",
+    )
 
 
 class ScaleConfig(Options):
@@ -329,6 +334,9 @@ class ScaleConfig(Options):
     )
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="How often a lost worker may restart the group from the last checkpoint."
+    )
+    hang_after: Positive = Field(
+        1800.0, description="Seconds without a finished step after which Ray workers are given up, with their stacks."
     )
 
 

@@ -1,14 +1,18 @@
 """Checkpoints of a run: a folder each, written whole or not at all, holding all that the rest of the run depends on.
 
 student.safetensors, ema.safetensors, distillers.safetensors (heads, banks, constants), optimizer.pt, state.json
-(counters). Random numbers need no saving: every draw follows from the seed and the place in the run.
+(counters, and the sha256 of each file and of itself). Random numbers need no saving: every draw follows from the seed
+and the place in the run.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import MismatchError, RunFailed
+from ..models.checkpoint import tensors_digest
 
 FORMAT = 3
 
@@ -24,21 +29,27 @@ FORMAT = 3
 @dataclass
 class Counters:
     """Where a run stands. epoch: of the phase (the losses' first stages, then the main loop); batch: batches done in
-    `epoch`; sums: of the terms over those batches, by worker, for the epoch's means; teacher: measured accuracies by
-    teacher."""
+    `epoch`; sums: of the terms over those batches, by worker, for the epoch's means; skipped: batches left out
+    since their loss was no number, in all and now in a row; teacher: measured accuracies by teacher."""
 
     step: int = 0
     phase: int = 0
     epoch: int = 0
     batch: int = 0
     sums: dict[str, list[float]] = field(default_factory=dict)
+    skipped: int = 0
+    skipped_in_row: int = 0
     best: dict | None = None
     teacher: dict | None = None
     digest: str = ""
     seconds: float = 0.0
 
 
-BEST = "best.safetensors"
+BEST, STATE = "best.safetensors", "state.json"
+
+
+class Damaged(Exception):
+    """A file of a checkpoint is not what was written."""
 
 
 def save(run: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]], optimizer: dict, keep: int) -> Path:
@@ -46,7 +57,7 @@ def save(run: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]], o
     goes with it: a resumed run may find another one."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step-{counters.step:09d}"
+    final = folder / name_of(counters.step)
     part = folder / f".writing-{final.name}"
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -56,13 +67,17 @@ def save(run: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]], o
         torch.save(optimizer, part / "optimizer.pt")
         if (run / BEST).exists():
             shutil.copyfile(run / BEST, part / BEST)
-        (part / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(counters)}))
+        sums = {file.name: _sha256(file) for file in sorted(part.iterdir())}
+        state = {"format": FORMAT, "files": sums, **asdict(counters)}
+        (part / STATE).write_text(json.dumps({**state, "sha256": _own(state)}))
         for file in part.iterdir():
             _flush(file)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
-    except Exception as error:  # on a full disk torch raises RuntimeError, safetensors its own
+    except BaseException as error:  # on a full disk torch raises RuntimeError, safetensors its own
         shutil.rmtree(part, ignore_errors=True)
+        if not isinstance(error, Exception):
+            raise
         raise RunFailed(
             f"the checkpoint {final} could not be written: {error}. Earlier checkpoints are whole; free the space and "
             f"`kdray resume` goes on."
@@ -70,6 +85,10 @@ def save(run: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]], o
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:09d}"
 
 
 def restore_best(path: Path, run: Path) -> None:
@@ -81,13 +100,44 @@ def restore_best(path: Path, run: Path) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if (p / "state.json").exists())
+    """Oldest first, without those that were set aside."""
+    return sorted(folder.glob(f"step-{'[0-9]' * 9}"))
 
 
-def load(path: Path, digest: str) -> tuple[Counters, dict[str, dict[str, Tensor]], dict]:
-    """Raises MismatchError when the checkpoint belongs to another config or a newer format."""
-    state = json.loads((path / "state.json").read_text())
+Loaded = tuple[Counters, dict[str, dict[str, Tensor]], dict]
+"""Counters, tensors by file, the optimizer's state."""
+
+
+def newest(folder: Path, digest: str) -> tuple[Path | None, Loaded | None, list[str]]:
+    """The newest whole checkpoint, if there is one, its content, and what is to be told of damaged ones, which are set
+    aside: they are renamed.
+
+    Raises MismatchError when none is whole, and where `load` does."""
+    found, told = checkpoints(folder), []
+    for path in reversed(found):
+        try:
+            loaded = load(path, digest)
+        except Damaged as damage:
+            told.append((path, f"checkpoint {path} is damaged: {damage}"))
+            continue
+        lines = []
+        for damaged, why in told:
+            aside = damaged.with_name(f"damaged-{damaged.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(damaged, aside)
+            lines.append(f"{why}. It is called {aside.name} now; the run goes on from {path.name}")
+        return path, loaded, lines
+    if told:
+        raise MismatchError(
+            f"{told[0][1]}. No other is whole: put it back from a copy, or remove the folder {folder} to begin anew"
+        )
+    return None, None, []
+
+
+def load(path: Path, digest: str) -> Loaded:
+    """Raises Damaged when a file is not what was written, MismatchError when the checkpoint belongs to another config
+    or format."""
+    state = _state(path)
     written = state.pop("format")
     if written > FORMAT:
         raise MismatchError(f"{path} was written by a newer kdray; update kdray to resume this run")
@@ -95,14 +145,54 @@ def load(path: Path, digest: str) -> tuple[Counters, dict[str, dict[str, Tensor]
         state["sums"] = {name: [total] for name, total in state["sums"].items()}
     if written < 2:
         raise MismatchError(f"{path} was written by kdray 0.1; resume this run with that version, or start it anew")
-    counters = Counters(**state)
+    for name, expected in state.pop("files", {}).items():  # format 2 has no sums
+        if not (path / name).is_file():
+            raise Damaged(f"{name} is missing")
+        if _sha256(path / name) != expected:
+            raise Damaged(f"{name} does not fit its checksum")
+    state.pop("sha256", None)
+    with _damage_of(STATE):
+        counters = Counters(**state)
     if counters.digest != digest:
         raise MismatchError(
             f"{path} belongs to another configuration ({counters.digest[:12]}, this run has {digest[:12]}): its "
             f"config.yaml was changed after the start"
         )
-    tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
-    return counters, tensors, torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
+    tensors = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with _damage_of(file.name):
+            tensors[file.stem] = load_file(file)
+    with _damage_of("optimizer.pt"):
+        return counters, tensors, torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
+
+
+def _state(path: Path) -> dict:
+    with _damage_of(STATE):
+        state = json.loads((path / STATE).read_text())
+        if state["format"] == FORMAT and state["sha256"] != _own(state):
+            raise Damaged(f"{STATE} does not fit its checksum")
+        return state
+
+
+@contextlib.contextmanager
+def _damage_of(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (Damaged, MemoryError):
+        raise
+    except Exception as error:  # the readers of broken files raise whatever they stumble over
+        raise Damaged(f"{name} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _own(state: dict) -> str:
+    """The checksum of a state.json, over all else in it."""
+    text = json.dumps({key: value for key, value in state.items() if key != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def write_safetensors(state: dict[str, Tensor], path: Path) -> None:
@@ -112,7 +202,7 @@ def write_safetensors(state: dict[str, Tensor], path: Path) -> None:
         place = value.untyped_storage().data_ptr()
         found[name] = value.clone() if place in seen else value  # the format has no tensors that share memory
         seen.add(place)
-    save_file(found, path)
+    save_file(found, path, {"sha256": tensors_digest(found)})
 
 
 def replace_safetensors(state: dict[str, Tensor], path: Path) -> None:
@@ -122,8 +212,10 @@ def replace_safetensors(state: dict[str, Tensor], path: Path) -> None:
         write_safetensors(state, part)
         _flush(part)
         os.replace(part, path)
-    except Exception as error:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if not isinstance(error, Exception):
+            raise
         raise RunFailed(f"{path} could not be written: {error}. Free the space and `kdray resume` goes on.") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..config.schema import Config
 from ..data.build import Data
@@ -15,16 +16,20 @@ SHOWN = 10
 """Samples of a batch that a message names."""
 
 
-def not_finite(lost: list[str], terms: list[str], epoch: int, step: int, samples: list[int]) -> RunFailed:
+def not_finite(
+    lost: list[str], terms: list[str], epoch: int, step: int, samples: list[int], skipped: int = 0
+) -> RunFailed:
     """To be raised before a network that is lost replaces a good checkpoint. lost: those of the `terms` that were not
     finite at `step` (`Step.number`), the first such; the others follow at the next, through the student's weights.
-    epoch: counted from 1. samples: of the step's global batch, their places in the data set."""
+    epoch: counted from 1. samples: of the step's global batch, their places in the data set. skipped: so many batches
+    in a row were left out, this the last of them."""
     names, others = " and ".join(lost), " and ".join(name for name in terms if name not in lost)
     what = f"{names} is not a finite number" if len(lost) == 1 else f"{names} are not finite numbers"
     when = f", before {others}" if others else ", all at once, as when the student's weights are" if lost[1:] else ""
     shown = ", ".join(map(str, samples[:SHOWN])) + (f", … ({len(samples)} in all)" if samples[SHOWN:] else "")
+    left_out = f"{skipped} batches in a row had to be left out; in the last of them " if skipped else ""
     return RunFailed(
-        f"{what} any more in epoch {epoch}, at step {step}{when}: "
+        f"{left_out}{what} any more in epoch {epoch}, at step {step}{when}: "
         f"{f'look at what {names} computes, ' if others else ''}lower "
         "optimizer.lr, set engine.clip_norm, or use engine.precision fp32. The last checkpoint is from before. "
         f"The samples of that step: {shown}.",
@@ -33,6 +38,16 @@ def not_finite(lost: list[str], terms: list[str], epoch: int, step: int, samples
         step=step,
         samples=samples,
     )
+
+
+def finite_gradients(parameters: list[nn.Parameter], context: Context) -> bool:
+    """For every worker. The device is waited for."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    own = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    lost = (
+        torch.stack([~g.isfinite().all() for g in own]).any().int() if own else torch.zeros((), device=context.device)
+    )
+    return not context.sum(lost).item()
 
 
 def check_replicas(objective: Objective, context: Context) -> None:

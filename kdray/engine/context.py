@@ -3,6 +3,7 @@ workers does not matter."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,6 +19,8 @@ class Context:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    alive: Callable[[], None] = lambda: None
+    """Called as a sign of life, at every step and the like."""
 
     @property
     def is_first(self) -> bool:

@@ -32,6 +32,7 @@ def evaluate(network: Callable[[Tensor], Tensor], split: Split, feed: Feed, cont
         loss = F.cross_entropy(logits, target, reduction="sum")
         totals[:3] += torch.stack([hits[:, 0].sum(), hits.sum(), loss])
         totals[3] += len(chosen)
+        context.alive()
     # A network in shares is computed by all workers together: each calls it as often as the one with most pictures.
     longest = -(-len(split) // context.world_size)
     for pictures in feed.batches([torch.tensor([0])] * (-(-longest // BATCH) - len(positions)), view=0):

@@ -43,7 +43,7 @@ from .allocator import keep_freed_memory
 from .batchnorm import synchronise
 from .build import Parts, build, new_optimizer
 from .checkpoint import Counters
-from .checks import check_last_batch, check_replicas, check_same_data, not_finite
+from .checks import check_last_batch, check_replicas, check_same_data, finite_gradients, not_finite
 from .context import Context, reseed
 from .ema import EMA
 from .evaluate import evaluate
@@ -55,6 +55,8 @@ from .schedule import loss_weight, lr_factor, option_value
 from .sharding import by_share, check_sharding, clip_norm, load_optimizer, load_whole, shard, whole, whole_optimizer
 from .sums import Sums
 
+LOST_IN_A_ROW = 20
+"""Batches that `engine.nonfinite: skip` leaves out at most, one after the other."""
 TOTAL = "=loss"
 """The weighted sum among the sums of an epoch's terms; no label has such a name."""
 
@@ -133,22 +135,33 @@ class Training:
         }
         self.counters = Counters(digest=digest(config))
         self.ema = None
-        found = checkpoint.checkpoints(self.folder / "checkpoints")
-        if found:
-            self._resume(found[-1])
-        else:
-            self._begin_phase()
-        if context.is_first:
-            log.rewind(self.counters.step if found else -1)
+        self._go_on()
         self.saved_at = self.counters.step
+        self.lost: list[str] = []  # terms of the step that is being left out
+        self.spoiled = False  # whether a batch of the update that is being gathered was left out
         self.listener, self.asked = Listener(context, log, self.counters.step), ""
 
     # -- set-up ------------------------------------------------------------------------------------------------------
 
-    def _resume(self, path: Path) -> None:
+    def _go_on(self) -> None:
+        """From the newest whole checkpoint, which the first worker looks for; or from the beginning."""
+        folder, digest, path, loaded, damage = self.folder / "checkpoints", self.counters.digest, None, None, []
         if self.context.is_first:
-            checkpoint.restore_best(path, self.folder)
-        self.counters, tensors, optimizer = checkpoint.load(path, self.counters.digest)
+            path, loaded, damage = checkpoint.newest(folder, digest)
+        (step,) = self.context.tell([int(path.name.removeprefix("step-")) if path else -1])
+        if step < 0:
+            self._begin_phase()
+        else:
+            self._resume(loaded or checkpoint.load(folder / checkpoint.name_of(step), digest))
+        if self.context.is_first:
+            if path:
+                checkpoint.restore_best(path, self.folder)
+            self.log.rewind(step)
+            for why in damage:
+                self._row({"kind": "damaged", "message": why})
+
+    def _resume(self, loaded: checkpoint.Loaded) -> None:
+        self.counters, tensors, optimizer = loaded
         load_whole(self.parts.student.model, tensors["student"])
         self.objective.load_state_of_distillers(tensors.get("distillers", {}))
         self._begin_phase()
@@ -279,17 +292,21 @@ class Training:
         for number in range(done_before, len(order)):
             views = {name: next(more) for name, more in extra.items()}
             terms = self._step(order[number], mine[number], next(pictures), views, next(stored), number, len(order))
-            sums.add({TOTAL: self._total(terms, counters.epoch + number / len(order)), **terms}, len(mine[number]))
+            if not self.lost:
+                total = self._total(terms, counters.epoch + number / len(order))
+                sums.add({TOTAL: total, **terms}, len(mine[number]))
             counters.step += 1
             counters.batch += 1
+            self._count_skipped(order)
+            context.alive()
             self._say(
                 phase="training", stage=self.phase.name, epoch=counters.epoch, batch=counters.batch, batches=len(order)
             )
-            if terms and counters.step % config.engine.log_every == 0:
+            if terms and not self.lost and counters.step % config.engine.log_every == 0:
                 self._check_finite(sums, order)
                 self._log_step(terms, len(mine[number]))
             self.asked = self.listener.hear(counters.step) or self.asked
-            due = self.asked or self._checkpoint_is_due()
+            due = (self.asked or self._checkpoint_is_due()) and not self.lost
             if due and counters.batch < len(order) and self._at_update(number, len(order)):
                 counters.sums = sums.by_worker()
                 self._check_finite(sums, order)
@@ -298,7 +315,7 @@ class Training:
                     self._answer()
         self._check_finite(sums, order)
         train_terms = sums.means()
-        total = train_terms.pop(TOTAL)
+        loss = train_terms.pop(TOTAL)
         seconds = time.monotonic() - began
         seen = sum(len(rows) for rows in order[done_before:])
         counters.epoch, counters.batch, counters.sums = counters.epoch + 1, 0, {}
@@ -306,7 +323,7 @@ class Training:
         if self.phase.stage:
             self._finish_epoch_of_stage(train_terms, seen / seconds)
         else:
-            self._finish_epoch(train_terms, total, seen / seconds)
+            self._finish_epoch(train_terms, loss, seen / seconds)
 
     def _step(
         self,
@@ -347,6 +364,7 @@ class Training:
         concerned = self._concerned()
         self._move_options(concerned, at)
         distributed = self.wrapped is not self.objective
+        statistics = self._statistics()
         if self.sharded:
             self.parts.student.model.set_requires_gradient_sync(update)
         with self.wrapped.no_sync() if distributed and not update else nullcontext():
@@ -356,15 +374,45 @@ class Training:
             self._check_terms(list(terms), concerned)
             # Means over unequal parts: a part counts by its rows, so that the workers' average is the global mean.
             part = len(mine) * context.world_size / len(rows) / self._batches_of_update(number, total)
-            if terms:
+            self.lost = self._lost(terms)
+            self.spoiled = self.spoiled or bool(self.lost)
+            if terms and not self.lost:
                 (self._total(terms, at) * part).backward()
+        for buffer, before in statistics if self.lost else ():
+            buffer.copy_(before)
         for label, distiller in self.objective.by_label():
-            if label in concerned:
+            if label in concerned and not self.lost:
                 with naming(label, distiller, self.phase, this_step):
                     distiller.after_backward(batch_for(label, distiller, batch), this_step)
         if update and terms:
             self._update(at)
         return terms
+
+    def _statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """The student's buffers and what they hold, where a batch may have to be left out."""
+        skips = self.config.engine.nonfinite == "skip"
+        return [(buffer, buffer.clone()) for buffer in self.parts.student.model.buffers()] if skips else []
+
+    def _lost(self, terms: dict[str, Tensor]) -> list[str]:
+        """Where a batch may be left out: its terms that are no finite numbers for some worker."""
+        if self.config.engine.nonfinite == "stop" or not terms:
+            return []
+        flags = self.context.sum((~torch.stack([term.detach() for term in terms.values()]).isfinite()).int())
+        return [name for name, flag in zip(terms, flags.tolist()) if flag]
+
+    def _count_skipped(self, order: list[Tensor]) -> None:
+        """Of the step that is just done. Raises RunFailed when too many were left out in a row."""
+        counters = self.counters
+        counters.skipped_in_row = counters.skipped_in_row + 1 if self.lost else 0
+        if not self.lost:
+            return
+        counters.skipped += 1
+        samples = self.parts.data.train.ids[order[counters.batch - 1]].tolist()
+        if counters.skipped_in_row >= min(LOST_IN_A_ROW, len(order)):
+            raise not_finite(
+                self.lost, self.terms, counters.epoch + 1, counters.step - 1, samples, counters.skipped_in_row
+            )
+        self._row({"kind": "skipped", "epoch": counters.epoch, "terms": self.lost, "samples": samples})
 
     def _concerned(self) -> list[str]:
         return [label for label, _ in self.objective.by_label() if self.phase.concerns(label)]
@@ -404,6 +452,13 @@ class Training:
             raise not_finite(lost, self.terms, counters.epoch + 1, counters.step - 1 - ago, samples)
 
     def _update(self, at: float) -> None:
+        if self.config.engine.nonfinite == "skip":
+            if not self.spoiled and not finite_gradients(self.parameters, self.context):
+                self.lost = ["the gradient"]
+            spoiled, self.spoiled = self.spoiled or bool(self.lost), False
+            if spoiled:
+                self.optimizer.zero_grad(set_to_none=True)
+                return
         lr = self._lr(at)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -500,12 +555,13 @@ class Training:
                 "terms": terms,
                 **results,
                 "best": counters.best,
+                **({"skipped": counters.skipped} if self.config.engine.nonfinite == "skip" else {}),
                 "pictures_per_second": rate,
                 "seconds": time.monotonic() - self.started,
             }
         )
         last = counters.epoch == self.config.schedule.epochs
-        if last or counters.epoch % self.config.checkpoint.every_epochs == 0:
+        if last or (counters.epoch % self.config.checkpoint.every_epochs == 0 and not self.lost):
             self._checkpoint()
 
     def _student(self, pictures: Tensor) -> Tensor:
@@ -554,6 +610,7 @@ class Training:
             self._row({"kind": "checkpoint", "path": path.name})
         self.saved_at = self.counters.step
         self.context.barrier()
+        self.context.alive()
 
     def _checkpoint_is_due(self) -> bool:
         every = self.config.checkpoint.every_steps

@@ -297,6 +297,8 @@ class Experiment:
 
     def _train(self, run: RunFolder, config: Config, teachers: dict[str, str], caches: dict[str, Place]) -> None:
         shutil.rmtree(run.path / "failures", ignore_errors=True)
+        for file in run.path.glob("worker-*"):
+            file.unlink()
         if config.scale.num_workers or placed_teachers(config, caches):
             self.session.wait_for_room(self._wanted(config, caches), self.console.say)
         asked_in = tuple(self.under_way[:-1])

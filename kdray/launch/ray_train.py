@@ -76,7 +76,7 @@ def run_on_ray(
 ) -> None:
     """Raises the worker's own error, RunFailed when workers were lost more often than `max_failures`, or Stopped."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     folder = assignment.job.folder
@@ -85,6 +85,9 @@ def run_on_ray(
     trainer = TorchTrainer(
         _train_fn,
         train_loop_config={"assignment": assignment},
+        torch_config=TorchConfig(
+            timeout_s=int(assignment.job.config.scale.hang_after) + 120
+        ),  # the watchdog knows more
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=each),
         run_config=RunConfig(
             name="group",

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..blame import tail
@@ -44,6 +44,7 @@ def work(assignment: Assignment, context) -> None:
 
     from ..engine.train import train
     from ..run.metrics import FileLog
+    from .watchdog import Watchdog
 
     folder = assignment.job.folder
     if final_failure(folder) or has_stopped(folder):
@@ -57,7 +58,9 @@ def work(assignment: Assignment, context) -> None:
         torch.set_num_threads(assignment.threads)
         registry = assignment.code.load()
         write_json(folder / f"worker-{context.rank}.json", {"host": socket.gethostname(), "pid": os.getpid()})
-        train(assignment.job, registry, context, FileLog(folder, assignment.token, assignment.asked_in))
+        log = FileLog(folder, assignment.token, assignment.asked_in)
+        with Watchdog(folder, context.rank, context.world_size, assignment.job.config.scale.hang_after) as watchdog:
+            train(assignment.job, registry, replace(context, alive=watchdog.alive), log)
     except Stopped:
         pass  # the driver reads it from the run folder
     except Exception as error:
@@ -81,7 +84,8 @@ def train_here(job: Job, registry, context, log) -> None:
 
     try:
         train(job, registry, context, log)
-    except KdrayError:
+    except KdrayError as error:
+        write_failure(job.folder, context.rank, error)
         raise
     except Exception as error:
         write_failure(job.folder, context.rank, error)
@@ -111,6 +115,7 @@ def write_failure(folder: Path, rank: int, error: Exception) -> None:
             "message": str(error),
             "final": final,
             "traceback": "".join(lines),
+            **getattr(error, "details", {}),
         }
         write_json(folder / "failures" / f"rank-{rank}.json", entry)
     except OSError:

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -37,8 +38,13 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 def weights_digest(module: nn.Module) -> str:
     """sha256 over the names, types, shapes and bytes of all parameters and buffers, independent of device and order."""
+    return tensors_digest(module.state_dict())
+
+
+def tensors_digest(state: dict[str, Tensor]) -> str:
+    """The same, of a state dict."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -52,7 +58,7 @@ def _read(path: Path):
         with path.open("rb") as file:
             start = file.read(9)
         if path.suffix == ".safetensors" or start[8:] == b"{":
-            return load_file(path)
+            return _checked(load_file(path), path)
         # The options that training scripts save beside the weights are plain data.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that torch did not write: they end in an error below
@@ -67,6 +73,15 @@ def _read(path: Path):
                 f"and kdray reads tensors only. Save it anew with torch.save(model.state_dict(), ...)."
             ) from error
         raise ConfigError(_no_checkpoint(path, start)) from error
+
+
+def _checked(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """What kdray wrote holds a digest of its tensors."""
+    with safe_open(path, "pt") as file:
+        expected = (file.metadata() or {}).get("sha256")
+    if expected not in (None, tensors_digest(state)):
+        raise ValueError("does not fit its checksum")
+    return state
 
 
 def _refused(error: Exception, start: bytes) -> str:

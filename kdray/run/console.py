@@ -132,6 +132,11 @@ class Screen:
             which = "" if row["name"] == "teacher" else f" {row['name']}"
             stored = f"; its answers are stored in {row['cache']}" if "cache" in row else ""
             self.console.say(f"  teacher{which}: {row['top1']:.2%} on the test set{stored}")
+        elif row["kind"] == "skipped":
+            lost = " and ".join(row["terms"])
+            self.console.say(f"warning: the batch of step {row['step'] - 1} is left out: {lost} is no finite number")
+        elif row["kind"] == "damaged":
+            self.console.say(f"warning: {row['message']}")
         elif row["kind"] == "stage" and self._is_due(row["epoch"], row["epochs"]):
             self.console.say(stage_line(row))
         elif row["kind"] == "epoch" and self._is_due(row["epoch"], self.epochs):

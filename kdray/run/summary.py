@@ -46,6 +46,7 @@ def _summary(
         "seconds": last["seconds"],
         "pictures_per_second": last["pictures_per_second"],
         "seed": config.seed,
+        **({"skipped": last["skipped"]} if last.get("skipped") else {}),
     }
     found = {
         name: {
@@ -123,6 +124,8 @@ def table(summary: dict) -> Table:
     found.caption = "accuracy on the test set; best by " + (
         "the validation set" if summary["best"]["split"] == "validation" else "the test set itself"
     )
+    if "skipped" in summary:
+        found.caption += f"; {summary['skipped']:,} batches were left out, their losses no finite numbers"
     found.caption_justify = "left"
     return found
 

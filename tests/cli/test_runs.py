@@ -132,6 +132,24 @@ def test_the_loss_that_was_the_first_to_be_lost_is_named(desk, every_steps):
     assert found in result.err
 
 
+def test_the_samples_of_a_lost_batch_are_told(desk):
+    desk.write("lost.py", LOST)
+    desk.write("kdray.toml", '[plugins]\nload = ["lost.py"]\n')
+    result = desk("train", desk.config(losses={"ce": {}, "lost": {}}))
+    (file,) = desk.path.glob("runs/small/failures/rank-0.json")
+    found = json.loads(file.read_text())
+    assert (found["terms"], found["epoch"], found["step"], len(set(found["samples"]))) == (["lost"], 1, 1, 50)
+    shown = ", ".join(map(str, found["samples"][:10]))
+    assert f"The samples of that step: {shown}, … (50 in all)." in result.err
+
+
+def test_too_many_lost_batches_stop_a_run_that_leaves_them_out(desk):
+    result = desk("train", desk.config(optimizer={"lr": 1e38}, schedule={"epochs": 3}, engine={"nonfinite": "skip"}))
+    assert result.code == 1 and "Traceback" not in result.err
+    assert "warning: the batch of step 1 is left out: ce is no finite number" in result.err
+    assert "2 batches in a row had to be left out; in the last of them ce is not a finite number any more" in result.err
+
+
 def test_losses_that_are_lost_at_once(desk):
     losses = {"ce": {}, "smooth": {"use": "ce", "label_smoothing": 0.1}}
     result = desk("train", desk.config(optimizer={"lr": 1e38}, schedule={"epochs": 3}, losses=losses))
