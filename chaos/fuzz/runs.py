@@ -107,7 +107,7 @@ TARGETS = [
         st.deferred(lambda name=name: _spoiled(name)),
         _read,
         ("runs/one", "this run began with", "when one began"),
-        share=0.25,
+        share=0.1,
     )
     for name in FILES
 ]
