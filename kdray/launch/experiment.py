@@ -40,7 +40,7 @@ from ..teacher.setup import Place
 from ..testing.mixed import check_mixed
 from .answering import Errand
 from .code import Code
-from .nodes import check_nodes
+from .nodes import check_nodes, refuse_vanishing
 from .placement import AskingPool, TeacherPool, held_by, place, placed_teachers
 from .ray_train import run_on_ray
 from .session import RaySession, resources, share_out
@@ -367,6 +367,7 @@ class Experiment:
         """Ray for the whole experiment, where it has workers; the cluster's capacity is checked before anything
         else."""
         check_batch(config)
+        refuse_vanishing(self._path(config))
         placed = placed_teachers(config)
         if config.scale.num_workers == 0 and not placed:
             yield

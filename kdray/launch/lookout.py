@@ -20,14 +20,16 @@ class Lookout:
     def __init__(self, session: RaySession, workers: int, each: dict[str, float], say: Callable[[str], None]):
         self.session, self.workers, self.each, self.say = session, workers, each, say
         self.nodes = session.addresses()
+        self.leaving: set[str] = set()
         self.looked = time.monotonic()
         self.short_since: float | None = None
 
-    def look(self) -> None:
-        """Raises RunFailed when the workers have not fitted for too long."""
+    def look(self) -> bool:
+        """Whether a node is about to be taken away that was not so at the last look. Raises RunFailed when the workers
+        have not fitted for too long."""
         now = time.monotonic()
         if now - self.looked < EVERY:
-            return
+            return False
         self.looked, before, self.nodes = now, self.nodes, self.session.addresses()
         for node in before.keys() - self.nodes.keys():
             self.say(f"the cluster has lost the node {before[node]}")
@@ -46,3 +48,11 @@ class Lookout:
                 f"the cluster has had room for {fit} of {self.workers} workers for {PATIENCE / 60:g} minutes, since it "
                 "lost a node. `kdray resume` goes on from the last checkpoint, also with another --num-workers."
             )
+        return self._some_leave()
+
+    def _some_leave(self) -> bool:
+        """Ray drains a node of which it knows that it will be taken away, as a spot instance is."""
+        before, self.leaving = self.leaving, self.session.draining() & self.nodes.keys()
+        for node in self.leaving - before:
+            self.say(f"the node {self.nodes[node]} is about to be taken away: a checkpoint is written before")
+        return bool(self.leaving - before)

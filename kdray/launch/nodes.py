@@ -15,6 +15,15 @@ PATIENCE = 60.0
 """Seconds in which a node must answer."""
 
 
+def refuse_vanishing(run: Path) -> None:
+    """Raises ConfigError for a run folder in the copy of a project that Ray makes for a job and removes after it."""
+    if "working_dir_files" in run.parts:
+        raise ConfigError(
+            f"the run folder {run} would be in the working directory of a Ray job, which is removed after the job: "
+            "set run.dir, or [paths] runs in kdray.toml, to a folder that stays, on storage that every node shares"
+        )
+
+
 def check_nodes(ray, nodes: dict[str, str], shared: Path | None, needed: dict[str, Path]) -> None:
     """Raises ConfigError with all that is wrong on any node.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import KdrayError, RunFailed, Stopped
-from ..run.asking import has_stopped
+from ..run.asking import CHECKPOINT, ask, has_stopped
 from .lookout import Lookout
 from .session import RaySession, resources
 from .worker import Assignment, as_error, failures, final_failure, work
@@ -113,8 +113,8 @@ def run_on_ray(
     try:
         while thread.is_alive() and not _overdue(folder):
             thread.join(0.2)
-            if lookout:
-                lookout.look()
+            if lookout and lookout.look():
+                ask(folder, CHECKPOINT)
     finally:
         if thread.is_alive() or outcome[0] is not None:  # else Ray has freed it, and another group may have begun
             _sweep(before)

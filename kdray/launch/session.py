@@ -86,6 +86,10 @@ class RaySession:
         nodes = (node for node in self.ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
         return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
 
+    def draining(self) -> set[str]:
+        """Ids of the nodes that take no new work, since they are about to be taken away."""
+        return set(self.ray._private.state.state.get_draining_nodes())
+
     def wait_for_room(self, wanted: list[dict[str, float]], say: Callable[[str], None]) -> None:
         """Until a cluster that others use too has these resources free, all at once; what it waits for is said."""
         from ray.util.placement_group import placement_group, remove_placement_group

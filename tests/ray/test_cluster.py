@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 
@@ -142,3 +143,38 @@ def test_plugins_and_modules_travel_and_room_is_waited_for(here, address, folder
     assert len(ranks) == 2, "both workers were on one node"
     environment = json.loads((run.path / "environment.json").read_text())
     assert "mine" in [plugin["name"] for plugin in environment["plugins"]]
+
+
+def test_a_node_that_is_about_to_be_taken_away_asks_for_a_checkpoint(here, address, folder):
+    """As a spot instance is; the last test, since the node takes no new work afterwards."""
+    import ray
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    runs = folder / "runs"
+    long = config(
+        here,
+        "called-back",
+        data={"samples": 1000, "batch_size": 50},
+        schedule={"epochs": 40},
+        checkpoint={"every_epochs": 40},
+        scale={"num_workers": 2},
+        run={"dir": str(runs)},
+    )
+
+    def call_back():
+        wait_until((runs / "called-back" / "progress.json").exists, "the run trains", 120)
+        node = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+        deadline = int(1000 * (time.time() + 600))
+        ray._raylet.GcsClient(address=address).drain_node(
+            node, DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), "", deadline
+        )
+
+    caller = threading.Thread(target=call_back)
+    caller.start()
+    ours = experiment(here, address)
+    run = ours.start(long)
+    caller.join()
+    asked, last = run.rows("checkpoint")
+    assert 0 < asked["step"] < last["step"] == 40 * 20
+    assert sum("is about to be taken away: a checkpoint is written before" in line for line in ours.console.lines) == 1
+    assert not (run.path / ".checkpoint").exists()
