@@ -18,6 +18,7 @@ _HOME = {
         "Layers",
         "ModelSpec",
         "OptimizerSpec",
+        "SearchSpaceSpec",
         "TrackerSpec",
     ],
     "distiller": ["Batch", "Distiller", "Outputs", "Published", "Requires", "Setup", "Shapes", "Stage", "Step"],

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         DistillerSpec,
         ModelSpec,
         OptimizerSpec,
+        SearchSpaceSpec,
         TrackerSpec,
     )
 
@@ -276,6 +277,25 @@ def kdray_commands() -> Iterable[CommandSpec]:
     @hookimpl
     def kdray_commands():
         return [CommandSpec("size", size, help="Bytes of a run's folder.")]
+    ```
+    """
+
+
+@hookspec
+def kdray_search_spaces() -> Iterable[SearchSpaceSpec]:
+    """What `kdray tune` tries of a loss, where the config writes no `tune.space`.
+
+    Runs once in the driver and in every worker. Returns `SearchSpaceSpec(name, space)`: the name of a distiller, of
+    this plugin or another, and for its options (or `weight`) how they are drawn, as in `tune.space` of a config. For
+    each loss of the config these become `losses.<label>.<option>`. One distiller has one such space.
+
+    ```python
+    from kdray import SearchSpaceSpec, hookimpl
+
+
+    @hookimpl
+    def kdray_search_spaces():
+        return [SearchSpaceSpec("sp", {"weight": {"loguniform": [300.0, 30000.0]}})]
     ```
     """
 

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
         DistillerSpec,
         ModelSpec,
         OptimizerSpec,
+        SearchSpaceSpec,
         TrackerSpec,
     )
 
-_SINGULAR = {kind: kind[:-1] for kind in KINDS} | {"datasets": "data set"}
+_SINGULAR = {kind: kind[:-1] for kind in KINDS} | {"datasets": "data set", "search_spaces": "search space"}
 
 
 class Registry:
@@ -43,6 +44,7 @@ class Registry:
     optimizers: dict[str, OptimizerSpec]
     trackers: dict[str, TrackerSpec]
     commands: dict[str, CommandSpec]
+    search_spaces: dict[str, SearchSpaceSpec]
 
     def __init__(self, host: Host):
         self.host = host

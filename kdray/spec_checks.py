@@ -6,9 +6,14 @@ import inspect
 import re
 from collections.abc import Callable
 
+from pydantic import ValidationError
+
 from . import specs
 from .config import schema
+from .config.explain import explain
 from .config.sections import options_class
+from .config.tune import Dimension
+from .config.yaml import dotted
 from .errors import PluginError
 from .options import Options
 
@@ -20,6 +25,7 @@ KINDS = {
     "optimizers": specs.OptimizerSpec,
     "trackers": specs.TrackerSpec,
     "commands": specs.CommandSpec,
+    "search_spaces": specs.SearchSpaceSpec,
 }
 """Kind to type of spec; the hook of a kind is `kdray_<kind>`."""
 
@@ -172,6 +178,21 @@ def _check_command(spec):
         raise PluginError(f"{where} has no help; expected CommandSpec(…, help='…') or a docstring")
 
 
+def _check_search_space(spec):
+    where = f"search space '{spec.name}'"
+    if not isinstance(spec.space, dict) or not spec.space:
+        raise PluginError(f"{where}: {spec.space!r} is not a mapping of options to how they are drawn")
+    for option, how in spec.space.items():
+        try:
+            kind = Dimension.model_validate(how).kind
+        except ValidationError as error:
+            faults = explain(error, Dimension, how)
+            texts = "; ".join(dotted(f.path) + f": {f.text}" if f.path else f.text for f in faults)
+            raise PluginError(f"{where}: {option}: {texts}") from None
+        if kind == "grid" or "when" in how:
+            raise PluginError(f"{where}: {option}: neither grid nor when: not every searcher has them")
+
+
 _CHECKS = {
     "distillers": _check_distiller,
     "models": _check_model,
@@ -180,4 +201,5 @@ _CHECKS = {
     "optimizers": _check_optimizer,
     "trackers": _check_tracker,
     "commands": _check_command,
+    "search_spaces": _check_search_space,
 }

@@ -103,6 +103,18 @@ class TrackerSpec:
 
 
 @dataclass(frozen=True)
+class SearchSpaceSpec:
+    """What `kdray tune` tries of a loss where the config writes no space.
+
+    name: of the distiller. space: option (or `weight`) to how it is drawn, as in `tune.space` of a config:
+    `{"temperature": {"loguniform": [1.0, 16.0]}}`.
+    """
+
+    name: str
+    space: dict[str, dict]
+
+
+@dataclass(frozen=True)
 class CommandSpec:
     """A further verb of the command line: `function` is a command of Typer, whose parameters are its arguments and
     options."""

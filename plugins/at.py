@@ -3,7 +3,18 @@
 import torch.nn.functional as F
 from pydantic import Field
 
-from kdray import Distiller, DistillerSpec, MapChoice, Options, Published, Requires, hookimpl, paired_maps, same_size
+from kdray import (
+    Distiller,
+    DistillerSpec,
+    MapChoice,
+    Options,
+    Published,
+    Requires,
+    SearchSpaceSpec,
+    hookimpl,
+    paired_maps,
+    same_size,
+)
 
 
 class ATOptions(Options):
@@ -41,3 +52,8 @@ class AT(Distiller):
 @hookimpl
 def kdray_distillers():
     return [DistillerSpec("at", AT)]
+
+
+@hookimpl
+def kdray_search_spaces():
+    return [SearchSpaceSpec("at", {"weight": {"loguniform": [100.0, 10000.0]}})]

@@ -17,6 +17,7 @@ from kdray import (
     Published,
     QueueOptions,
     Requires,
+    SearchSpaceSpec,
     Slow,
     hookimpl,
     infonce,
@@ -112,3 +113,8 @@ class CRD(Distiller):
 @hookimpl
 def kdray_distillers():
     return [DistillerSpec("crd", CRD)]
+
+
+@hookimpl
+def kdray_search_spaces():
+    return [SearchSpaceSpec("crd", {"temperature": {"loguniform": [0.03, 0.3]}, "weight": {"loguniform": [0.05, 2.0]}})]

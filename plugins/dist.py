@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from pydantic import Field
 
-from kdray import Distiller, DistillerSpec, Options, Published, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, Options, Published, Requires, SearchSpaceSpec, hookimpl
 
 
 class DISTOptions(Options):
@@ -46,3 +46,8 @@ def correlation(a, b, dim):
 @hookimpl
 def kdray_distillers():
     return [DistillerSpec("dist", DIST)]
+
+
+@hookimpl
+def kdray_search_spaces():
+    return [SearchSpaceSpec("dist", {"beta": {"loguniform": [0.2, 5.0]}, "gamma": {"loguniform": [0.2, 5.0]}})]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from kdray import Distiller, DistillerSpec, Options, Published, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, Options, Published, Requires, SearchSpaceSpec, hookimpl
 
 
 class DKDOptions(Options):
@@ -54,3 +54,8 @@ class DKD(Distiller):
 @hookimpl
 def kdray_distillers():
     return [DistillerSpec("dkd", DKD)]
+
+
+@hookimpl
+def kdray_search_spaces():
+    return [SearchSpaceSpec("dkd", {"temperature": {"loguniform": [1.0, 16.0]}, "beta": {"loguniform": [1.0, 16.0]}})]

@@ -13,6 +13,7 @@ from kdray import (
     Options,
     Published,
     Requires,
+    SearchSpaceSpec,
     Stage,
     hookimpl,
     map_connector,
@@ -79,3 +80,8 @@ def regressor(kind, shape_s, shape_t):
 @hookimpl
 def kdray_distillers():
     return [DistillerSpec("hint", Hint)]
+
+
+@hookimpl
+def kdray_search_spaces():
+    return [SearchSpaceSpec("hint", {"weight": {"loguniform": [10.0, 1000.0]}})]

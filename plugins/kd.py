@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from pydantic import Field
 
-from kdray import Distiller, DistillerSpec, Options, Published, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, Options, Published, Requires, SearchSpaceSpec, hookimpl
 
 
 class KDOptions(Options):
@@ -32,3 +32,8 @@ class KD(Distiller):
 @hookimpl
 def kdray_distillers():
     return [DistillerSpec("kd", KD)]
+
+
+@hookimpl
+def kdray_search_spaces():
+    return [SearchSpaceSpec("kd", {"temperature": {"loguniform": [1.0, 16.0]}, "weight": {"loguniform": [0.1, 10.0]}})]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from kdray import Distiller, DistillerSpec, Options, Published, Requires, hookimpl
+from kdray import Distiller, DistillerSpec, Options, Published, Requires, SearchSpaceSpec, hookimpl
 
 
 class RKDOptions(Options):
@@ -57,3 +57,8 @@ def relations(e, rows):
 @hookimpl
 def kdray_distillers():
     return [DistillerSpec("rkd", RKD)]
+
+
+@hookimpl
+def kdray_search_spaces():
+    return [SearchSpaceSpec("rkd", {"distance": {"loguniform": [2.5, 250.0]}, "angle": {"loguniform": [5.0, 500.0]}})]

@@ -8,7 +8,22 @@ import sys
 
 import typer
 
-from . import cache, doctor, evaluate, list_, plugins, precompute, resume, runs, schema, show, stop, train, validate
+from . import (
+    cache,
+    doctor,
+    evaluate,
+    list_,
+    plugins,
+    precompute,
+    resume,
+    runs,
+    schema,
+    show,
+    stop,
+    train,
+    tune,
+    validate,
+)
 from .verbs import Verbs
 
 app = typer.Typer(
@@ -25,6 +40,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("precompute")(precompute.precompute)
+app.command("tune")(tune.tune)
 app.command("resume")(resume.resume)
 app.command("stop")(stop.stop)
 app.command("evaluate")(evaluate.evaluate)

@@ -54,7 +54,10 @@ def train(
     configs = []
     for seed in chosen:
         loaded = load_config(config, changes if seed is None else [*changes, f"seed={seed}"], registry=registry)
-        configs.append(loaded.config if seed is None else _named(loaded.config, seed))
+        one = loaded.config.model_copy(update={"tune": None})
+        configs.append(one if seed is None else _named(one, seed))
+    if loaded.config.tune:
+        typer.echo("the section tune is for `kdray tune`: the values beside it are run", err=True)
     experiment = Experiment(registry, project, Console(), command_line(), address)
     if dry_run:
         found = experiment.plan(configs[0])

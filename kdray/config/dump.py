@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 def to_yaml(config: Config) -> str:
     """A resolved config as YAML that loads as the same config."""
-    return write(config.model_dump(mode="json"))
+    return write(plain(config))
+
+
+def plain(config: Config) -> dict:
+    """A resolved config as plain values."""
+    value = config.model_dump(mode="json")
+    if value["tune"] is None:
+        del value["tune"]  # most configs say nothing of a search
+    return value
 
 
 def annotated_yaml(loaded: Loaded) -> str:

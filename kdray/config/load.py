@@ -18,18 +18,20 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from ..errors import ConfigError, PluginError
-from .dump import annotated_yaml, to_yaml
+from . import space
+from .dump import annotated_yaml, plain, to_yaml
 from .explain import Fault, explain
 from .fit import misfits
 from .merge import COMMAND_LINE, Tree, merge
 from .schema import Config
 from .sections import check, filled, lists, sections
-from .yaml import Mark, Problem, dotted
+from .tune import TuneConfig
+from .yaml import Mark, Problem, dotted, read
 
 TOLD = 100
 """Most faults of an error."""
 
-__all__ = ["Loaded", "annotated_yaml", "digest", "load_config", "to_yaml"]
+__all__ = ["Loaded", "annotated_yaml", "digest", "load_config", "load_text", "to_yaml"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Loaded:
     """The file as it was written."""
     files: tuple[str, ...]
     """The file, and those that it extends, nearest first."""
+    given: dict
+    """What the files and overrides say, merged, without defaults; all paths in it are absolute."""
 
 
 def load_config(path: str | os.PathLike, overrides: Iterable[str] = (), registry=None) -> Loaded:
@@ -55,13 +59,26 @@ def load_config(path: str | os.PathLike, overrides: Iterable[str] = (), registry
         from ..registry import Registry
 
         registry = Registry.default()
-    tree, text = merge(path, overrides)
-    faults, options, broken = _check(tree, registry)
+    return _resolve(*merge(path, overrides), registry)
+
+
+def load_text(text: str, name: str, registry) -> Loaded:
+    """A config of which only the text is there. `name` stands for its file in errors; paths in it are absolute."""
+    tree = Tree(files=[name])
+    tree.add(read(text, name))
+    return _resolve(tree, text, registry)
+
+
+def _resolve(tree: Tree, text: str, registry) -> Loaded:
+    faults, options, broken = _check(tree.value, registry)
     # A null where none belongs takes an inherited key away. Taking it away may change what else is wrong: look again.
     while removed := {f.path for f in faults} & tree.cleared:
         for gone in removed:
             tree.remove(gone)
-        faults, options, broken = _check(tree, registry)
+        faults, options, broken = _check(tree.value, registry)
+    if not faults and tree.value.get("tune"):
+        tune = TuneConfig.model_validate(tree.value["tune"])
+        faults = list(space.faults(tree.value, tune, lambda value: _check(value, registry)[0]))
     told = {problem.path for problem in tree.problems}
     faults = [fault for fault in faults if dotted(fault.path) not in told]
     problems = tree.problems + [_problem(tree, fault) for fault in faults[:TOLD]]
@@ -72,35 +89,35 @@ def load_config(path: str | os.PathLike, overrides: Iterable[str] = (), registry
         if len(faults) > TOLD:
             lines.append(f"and {len(faults) - TOLD} more")
         raise (PluginError if len(problems) == broken else ConfigError)("\n".join(lines))
-    value = _fill(tree.value, options)
-    of_teachers = [("teachers", name, key) for name in value.get("teachers") or {} for key in ("checkpoint", "train")]
+    given = tree.value
+    of_teachers = [("teachers", name, key) for name in given.get("teachers") or {} for key in ("checkpoint", "train")]
     for at in (*_PATHS, *of_teachers):
-        value = _absolute(value, at, tree.values.get(at))
-    config = Config.model_validate(value)
-    origins = {dotted(p): str(tree.values.get(p, "default")) for p in _leaves(config.model_dump(mode="json"))}
-    return Loaded(config, origins, text, tuple(tree.files))
+        given = _absolute(given, at, tree.values.get(at))
+    config = Config.model_validate(_fill(given, options))
+    origins = {dotted(p): str(tree.values.get(p, "default")) for p in _leaves(plain(config))}
+    return Loaded(config, origins, text, tuple(tree.files), given)
 
 
-def _check(tree: Tree, registry):
+def _check(value: dict, registry):
     """(faults, options of each open section by its path, how many of the faults are a broken plugin's)."""
     faults, options, classes, broken = [], {}, {}, 0
     try:
-        Config.model_validate(_without_empty_entries(tree.value))
+        Config.model_validate(_without_empty_entries(value))
     except ValidationError as error:
-        faults = explain(error, Config, tree.value, ("extends",))
+        faults = explain(error, Config, value, ("extends",))
     known = {f.path for f in faults}
-    for section in sections(tree.value):
+    for section in sections(value):
         options[section.path], more, of_plugin = check(section, registry)
         faults += [f for f in more if f.path not in known]
         broken += of_plugin
         if section.kind == "distillers" and section.name in registry.distillers:
             classes[section.path[-1]] = registry.distillers[section.name].cls
-    for at, kind, entries in lists(tree.value):
+    for at, kind, entries in lists(value):
         for i, entry in enumerate(entries):
             if isinstance(entry, dict) and len(entry) != 1:
                 faults.append(Fault((*at, i), f"one {kind[:-1]} an entry: a name, or {{name: {{option: value}}}}"))
     known = {f.path for f in faults}
-    faults += [f for f in misfits(tree.value, classes) if f.path not in known]
+    faults += [f for f in misfits(value, classes) if f.path not in known]
     return faults, options, broken
 
 
@@ -195,9 +212,10 @@ def digest(config: Config) -> str:
 
     Left out is what may change between a run and its resumption: names, workers, trackers, the pace of checkpoints and
     logs, what is done about losses that are no numbers, where and how the data is read (its content has a fingerprint
-    of its own), and whether a baseline is trained beside.
+    of its own), whether a baseline is trained beside, and what a search would try.
     """
-    value = config.model_dump(mode="json", exclude={"name", "run", "scale", "checkpoint", "trackers", "baseline"})
+    apart = {"name", "run", "scale", "checkpoint", "trackers", "baseline", "tune"}
+    value = config.model_dump(mode="json", exclude=apart)
     for section, key in (
         *(("data", "path"), ("data", "in_memory"), ("data", "threads")),
         *(("engine", "log_every"), ("engine", "nonfinite")),

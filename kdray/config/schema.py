@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..options import Options
+from .tune import TuneConfig
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -378,6 +379,9 @@ class Config(Options):
     trackers: list[str | dict[str, dict]] = Field(
         [{"tensorboard": {}}],
         description="What follows the run (`kdray list trackers`): names, or {name: {option: value}}.",
+    )
+    tune: TuneConfig | None = Field(
+        None, description="What `kdray tune` searches; `kdray train` runs the plain values."
     )
     baseline: bool = Field(
         False,

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -152,8 +152,9 @@ def load(path: Path, digest: str) -> Loaded:
             state["sums"] = {name: [total] for name, total in state["sums"].items()}
         state.pop("sha256", None)
         counters, files = _COUNTERS.validate_python(state), _FILES.validate_python(files)
+    there = {file.name for file in path.iterdir() if file.is_file()}
     for name, expected in files.items():
-        if not (path / name).is_file():
+        if name not in there:
             raise Damaged(f"{name} is missing")
         if _sha256(path / name) != expected:
             raise Damaged(f"{name} does not fit its checksum")
@@ -168,6 +169,19 @@ def load(path: Path, digest: str) -> Loaded:
             tensors[file.stem] = load_file(file)
     with _damage_of("optimizer.pt"):
         return counters, tensors, torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
+
+
+def take_over(source: Path, run: Path, digest: str, change: Callable[[dict], None]) -> int:
+    """Make a checkpoint of another run, with another config, the only one of `run`. `change` may change
+    the optimizer's state. Returns its epoch."""
+    counters, tensors, optimizer = load(source, _state(source)["digest"])
+    tensors.pop("best", None)
+    restore_best(source, run)
+    change(optimizer)
+    counters.digest = digest
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    save(run, counters, tensors, optimizer, keep=1)
+    return counters.epoch
 
 
 def _state(path: Path) -> dict:

@@ -76,6 +76,8 @@ class Job:
     """The way to those teachers that answer elsewhere."""
     data: str = ""
     """Fingerprint of the data, where it is known: another node may hold others under the same path."""
+    test: bool = True
+    """Whether the test set is looked at. A trial of a search does not."""
 
 
 class Log(Protocol):
@@ -128,6 +130,7 @@ class Training:
         self.trainable = Trainable(objective, self.phases)
         self.build_optimizer = partial(new_optimizer, config, registry)
         self.labels = parts.data.train.labels.to(device)
+        self.splits = [s for s in ("validation", "test") if getattr(parts.data, s) and (job.test or s != "test")]
         self.feed = Feed(parts.data.train, parts.data.augment, config.data.threads, device)
         self.view_feeds = {
             name: Feed(parts.data.train, pipeline, config.data.threads, device)
@@ -205,7 +208,9 @@ class Training:
 
     def run(self) -> None:
         self.started = time.monotonic() - self.counters.seconds
-        if self.counters.step == 0 and self.counters.teacher is None:
+        if "test" not in self.splits:
+            pass  # the teachers are measured on it too
+        elif self.counters.step == 0 and self.counters.teacher is None:
             self._measure_teachers()
         elif self.context.is_first:
             self._begin_caches()
@@ -524,15 +529,11 @@ class Training:
             self._checkpoint()
 
     def _finish_epoch(self, terms: dict[str, float], loss: float, rate: float) -> None:
-        counters, data = self.counters, self.parts.data
+        counters = self.counters
         if self.config.engine.batch_norm == "local":  # one network is evaluated and exported: the first worker's
             for x in (*self.network.buffers(), *(self.ema.state.values() if self.ema else ())):
                 self.context.broadcast(x)
-        results = {
-            name: self._evaluate(self._student, name, "evaluating")
-            for name in ("validation", "test")
-            if getattr(data, name) is not None
-        }
+        results = {name: self._evaluate(self._student, name, "evaluating") for name in self.splits}
         judged = "validation" if "validation" in results else "test"
         top1 = results[judged]["top1"]
         if counters.best is None or top1 > counters.best["top1"]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import KdrayError, RunFailed, Stopped
 from ..run.asking import CHECKPOINT, ask, has_stopped
+from .groups import sweep_own
 from .lookout import Lookout
 from .session import RaySession, resources
 from .worker import Assignment, as_error, failures, final_failure, work
@@ -76,13 +77,13 @@ def run_on_ray(
 ) -> None:
     """Raises the worker's own error, RunFailed when workers were lost more often than `max_failures`, or Stopped."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     folder = assignment.job.folder
     scratch, each = folder / ".ray", resources(cpus, use_gpu)
     starts = JOINED_STARTS if session.joined else 2
-    trainer = TorchTrainer(
+    trainer = _trainer_class()(
         _train_fn,
         train_loop_config={"assignment": assignment},
         torch_config=TorchConfig(
@@ -96,7 +97,6 @@ def run_on_ray(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    before = _placement_groups()
     lookout = Lookout(session, num_workers, each, say) if session.joined else None
     outcome: list[BaseException | None] = []
 
@@ -116,8 +116,7 @@ def run_on_ray(
             if lookout and lookout.look():
                 ask(folder, CHECKPOINT)
     finally:
-        if thread.is_alive() or outcome[0] is not None:  # else Ray has freed it, and another group may have begun
-            _sweep(before)
+        sweep_own()
         shutil.rmtree(scratch, ignore_errors=True)
     if final := final_failure(folder):
         raise as_error(final)
@@ -153,19 +152,14 @@ def _lost(error: BaseException, echoes: list[dict], max_failures: int) -> str:
     )
 
 
-def _placement_groups() -> set[str]:
-    import ray
-    from ray.util import placement_group_table
+def _trainer_class():
+    """Ray's, without the detached actor that waits for the controller's death: it never ends where Ray has no
+    dashboard. `sweep_own` does its work."""
+    from ray.train.torch import TorchTrainer
 
-    mine = ray.get_runtime_context().get_job_id()  # the end of the id; others use the cluster too
-    groups = placement_group_table().items()
-    return {key for key, group in groups if key.endswith(mine) and group["state"] != "REMOVED"}
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self):
+            found = super()._create_default_callbacks()
+            return [callback for callback in found if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
-
-def _sweep(before: set[str]) -> None:
-    """Free what a failed start leaves reserved: Ray keeps its placement group until the session ends."""
-    from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    for key in _placement_groups() - before:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
+    return Trainer

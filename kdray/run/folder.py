@@ -208,8 +208,10 @@ def _mtime(file: Path) -> float:
 def find_run(name: str, folder: Path) -> RunFolder:
     """A run by its name in `folder`, or by its path."""
     for path in (Path(name), folder / name):
-        if (path / "status.json").exists():
+        if (path / "status.json").exists() and not (path / "tune.yaml").exists():
             return RunFolder(path.resolve())
+        if (path / "tune.yaml").exists():
+            raise ConfigError(f"{path.name} is a search, not a run: `kdray tune --resume {path.name}` goes on with it")
     known = [run["name"] for run in list_runs(folder)]
     raise ConfigError(f"no run '{name}' in {folder}.{did_you_mean(name, known)} `kdray list runs` shows them all.")
 

@@ -49,6 +49,9 @@ class FileLog:
             return
         rows = [row for row in read_rows(self.file) if row["step"] <= step]
         rows.append({"kind": "resumed", "step": max(step, 0)})
+        saved = self.file.parent / "checkpoints" / f"step-{step:09d}"
+        if saved.is_dir() and not any(row["kind"] == "checkpoint" and row["step"] == step for row in rows):
+            rows.append({"step": step, "kind": "checkpoint", "path": saved.name})  # died before it could tell
         part = self.file.with_name(".writing-metrics.jsonl")
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(part, self.file)

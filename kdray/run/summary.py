@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.schema import Config
@@ -40,7 +41,7 @@ def _summary(
         "name": run.name,
         "path": str(run.path.resolve()),
         "student": config.student.model,
-        "parameters": _parameters(run),
+        "parameters": parameters(run.path / "student.safetensors"),
         "last": _scores(last),
         "best": {**last["best"], "test_top1": last["best"].get("test", last["best"]["top1"])},
         "seconds": last["seconds"],
@@ -78,18 +79,17 @@ def _scores(row: dict) -> dict:
     return scores
 
 
-def _parameters(run: RunFolder) -> int:
-    """From the header of the weights file: nothing is loaded."""
+def parameters(weights: Path) -> int:
+    """From the header of the file: nothing is loaded. Raises MismatchError for a damaged one."""
     from math import prod
 
     from safetensors import SafetensorError, safe_open
 
-    path = run.path / "student.safetensors"
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(weights, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise MismatchError(f"{path} is damaged: {error}") from error
+        raise MismatchError(f"{weights} is damaged: {error}") from error
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     return sum(prod(shape) for name, shape in shapes.items() if not name.endswith(buffers))
 

@@ -55,17 +55,25 @@ class Watch:
         return found
 
     def _look(self) -> None:
-        inode, size = self._size()
-        if inode != self.inode:  # rewound: the file was written anew, and what is new follows the last mark
-            self.inode, self.place = inode, self._after_mark()
-        if size > self.place:
-            with open(self.file, "rb") as handle:
-                handle.seek(self.place)
-                new = handle.read()
-            whole = new[: new.rfind(b"\n") + 1]  # a last line may still be on its way
-            self.place += len(whole)
-            for line in whole.splitlines():
-                self.on_row(json.loads(line))
+        for line in self._new_lines():
+            self.on_row(json.loads(line))
         now = read_or_none(self.folder / "progress.json", Progress)
         if now:
             self.on_progress(now)
+
+    def _new_lines(self) -> list[bytes]:
+        """None where the file is out of reach just now; a later look finds them."""
+        inode, size = self._size()
+        try:
+            if inode and inode != self.inode:  # rewound: the file was written anew, and what is new follows the mark
+                self.place, self.inode = self._after_mark(), inode
+            if size <= self.place:
+                return []
+            with open(self.file, "rb") as handle:
+                handle.seek(self.place)
+                new = handle.read()
+        except OSError:
+            return []
+        whole = new[: new.rfind(b"\n") + 1]  # a last line may still be on its way
+        self.place += len(whole)
+        return whole.splitlines()

@@ -33,3 +33,32 @@ def test_a_line_that_is_still_being_written_waits(tmp_path):
         handle.write('ep", "step": 2}\n')
     watch._look()
     assert [row["step"] for row in told] == [1, 2]
+
+
+def test_rows_of_storage_that_was_away_are_told_later(tmp_path):
+    folder, told = tmp_path / "run", []
+    folder.mkdir()
+    file = folder / "metrics.jsonl"
+    file.write_text('{"kind": "step", "step": 1}\n')
+    watch = Watch(folder, told.append, lambda now: None)
+    with open(file, "a") as handle:
+        handle.write('{"kind": "step", "step": 2}\n')
+    folder.rename(tmp_path / "away")
+    watch._look()
+    assert told == []
+    (tmp_path / "away").rename(folder)
+    watch._look()
+    assert [row["step"] for row in told] == [2]
+
+
+def test_a_checkpoint_whose_row_was_not_written_has_one_after_the_restart(tmp_path):
+    """Killed between the two."""
+    (tmp_path / ".token").write_text("x")
+    log = FileLog(tmp_path, "x")
+    for step in (3, 4, 5):
+        log.row({"kind": "step", "step": step})
+    (tmp_path / "checkpoints" / "step-000000004").mkdir(parents=True)
+    for _ in range(2):
+        log.rewind(4)
+        rows = [(row["kind"], row["step"]) for row in read_rows(tmp_path / "metrics.jsonl")]
+        assert rows.count(("checkpoint", 4)) == 1 and ("step", 5) not in rows

@@ -1,0 +1,106 @@
+"""Searches that are stopped or go wrong: trials with workers of their own, trials that fail, a killed driver."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import ray
+from ray.util import placement_group_table
+
+from kdray.config.project import find_project
+from kdray.errors import RunFailed
+from kdray.launch.tune import Tune, prepare
+from kdray.run.console import Console
+from kdray.run.folder import RunFolder
+from kdray.run.trials import read_trials
+
+
+def search(lab, name, tune, **changes):
+    data = {"samples": 100, "validation": 0.2, "last_batch": "drop"}
+    file = lab.config(name, data=data, tune=tune, **{"trackers": [], **changes})
+    return Tune(lab.registry, find_project(lab.path), Console(), "test").start(prepare(file, [], lab.registry))
+
+
+def test_a_trial_that_is_stopped_early_frees_its_workers(lab, ray_session):
+    """Each trial takes all CPUs, so the next one runs only if nothing is left of the one before."""
+    lr = {"optimizer.lr": {"grid": [0.1, 1e-6, 2e-6]}}
+    tune = {"space": lr, "searcher": "grid", "scheduler": "asha", "grace": 1, "reduction": 2, "trial_workers": 2}
+    summary = search(lab, "groups", {**tune, "cpus_per_trial": 2}, schedule={"epochs": 5})
+    trials = read_trials(lab.path / "runs" / "groups")
+    assert [(trial.state, trial.epochs < 5) for trial in trials] == [
+        ("finished", False),
+        ("stopped", True),
+        ("stopped", True),
+    ]
+    assert summary["winner"]["values"] == {"optimizer.lr": 0.1}
+    assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
+    end = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_trial_that_fails_is_told_with_its_own_error(lab, ray_session, capfd):
+    tune = {"space": {"data.batch_size": {"grid": [2000, 20]}}, "searcher": "grid"}
+    summary = search(lab, "one-fails", tune)
+    assert summary["trials"] == {"finished": 1, "stopped": 0, "failed": 1}
+    assert summary["winner"]["values"] == {"data.batch_size": 20}
+    failed = read_trials(lab.path / "runs" / "one-fails")[0]
+    told = "100 training samples do not fill one batch of 2000"
+    assert told in failed.error and told in capfd.readouterr().err
+    assert (lab.path / "runs" / "one-fails" / "best.yaml").exists()
+
+
+def test_a_search_of_which_all_trials_fail(lab, ray_session):
+    tune = {"space": {"data.batch_size": {"grid": [2000, 3000]}}, "searcher": "grid"}
+    with pytest.raises(RunFailed, match=r"all 2 trials failed(.|\n)*do not fill one batch of 2000"):
+        search(lab, "all-fail", tune)
+    assert RunFolder(lab.path / "runs" / "all-fail").status["state"] == "failed"
+
+
+def kdray(*args, cwd):
+    command = [sys.executable, "-m", "kdray", *map(str, args)]
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def test_a_killed_driver_is_resumed(lab):
+    """Trials that had ended are not run again, the one that ran goes on from its checkpoint, and what optuna had seen
+    is not lost: it takes the values that it takes in an unbroken search."""
+    tune = {"space": {"optimizer.lr": {"loguniform": [1e-3, 1.0]}}, "searcher": "optuna", "scheduler": "none"}
+    tune |= {"trials": 7, "max_concurrent": 1}
+    data, lasts = {"samples": 100, "validation": 0.2}, {"schedule": {"epochs": 40}, "trackers": []}
+    for name in ("broken", "unbroken"):
+        lab.config(name, data=data, tune=tune, **lasts)
+    process, folder = kdray("tune", "broken.yaml", cwd=lab.path), lab.path / "runs" / "broken"
+    while True:
+        trials = read_trials(folder) if (folder / "trials").exists() else []
+        if len(trials) == 5 and 10 <= trials[4].epochs < 40:
+            break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {
+        trial.number: (folder / "trials" / f"{trial.number:03}" / "metrics.jsonl").read_bytes() for trial in trials
+    }
+    again = kdray("tune", "--resume", "broken", "--json", cwd=lab.path)
+    out, err = again.communicate(timeout=400)
+    assert again.returncode == 0, err
+    whole = kdray("tune", "unbroken.yaml", "--json", cwd=lab.path)
+    other, err = whole.communicate(timeout=400)
+    assert whole.returncode == 0, err
+    trials, unbroken = read_trials(folder), read_trials(lab.path / "runs" / "unbroken")
+    assert [trial.state for trial in trials] == ["finished"] * 7
+    assert [trial.values for trial in trials] == [trial.values for trial in unbroken]
+    assert [trial.metrics for trial in trials] == [trial.metrics for trial in unbroken]
+    for number in range(4):
+        assert (folder / "trials" / f"{number:03}" / "metrics.jsonl").read_bytes() == before[number]
+    resumed = [row for row in RunFolder(folder / "trials" / "004").rows("resumed")]
+    assert resumed and resumed[0]["step"] > 0
+    assert json.loads(out)["winner"]["values"] == json.loads(other)["winner"]["values"]
