@@ -104,19 +104,17 @@ def cacher_killed(lab: Lab, chance: Random) -> str:
 
 
 def _actors(lab: Lab) -> list[int]:
+    """The processes of the project that are at work for Ray."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
+            title = (folder / "cmdline").read_bytes()
             ours = f"{MARK}={lab.path}".encode() in (folder / "environ").read_bytes().split(b"\0")
-            if ours and b"ray::" in (folder / "cmdline").read_bytes() and b"IDLE" not in _title(folder):
-                found.append(int(folder.name))
         except OSError:
-            pass
+            continue
+        if ours and title.startswith(b"ray::") and b"IDLE" not in title:
+            found.append(int(folder.name))
     return found
-
-
-def _title(folder: Path) -> bytes:
-    return (folder / "cmdline").read_bytes()
 
 
 # -- clusters --------------------------------------------------------------------------------------------------------

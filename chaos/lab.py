@@ -159,12 +159,14 @@ class Lab:
     def clean(self) -> None:
         """No unfinished file, nothing in the folder for temporary files, and no process."""
         parts = [p for p in self.path.rglob(".*") if p.name.startswith(".writing-") or p.name == ".ray"]
-        left = [str(p.relative_to(self.path)) for p in [*parts, *(self.path / "tmp").iterdir()]]
+        temporary = [p for p in (self.path / "tmp").iterdir() if p.name != "ray"]  # Ray keeps the logs of its sessions
+        left = [str(p.relative_to(self.path)) for p in [*parts, *temporary]]
         assert not left, f"left behind: {left}"
         self.clean_processes()
 
     def clean_processes(self) -> None:
-        until = time.monotonic() + 15
+        """None is left after a minute: when a driver is killed, some of Ray's own need a while to notice."""
+        until = time.monotonic() + 60
         while alive := [text for command in self.commands for text in command.left()]:
             assert time.monotonic() < until, f"processes are left: {alive}"
             time.sleep(0.2)

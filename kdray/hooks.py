@@ -315,8 +315,8 @@ def kdray_configure(config: dict) -> None:
 
     @hookimpl
     def kdray_configure(config):
-        if config["scale"]["num_workers"] > 8:
-            raise ConfigError("scale.num_workers: this cluster is shared, take 8 at most")
+        if config["schedule"]["epochs"] > 500:
+            raise ConfigError("schedule.epochs: this cluster is shared, take 500 at most")
     ```
     """
 

@@ -18,8 +18,12 @@ Overrides = Annotated[
     typer.Argument(help="Values that replace those of the file: `losses.kd.temperature=2`.", metavar="[KEY=VALUE]..."),
 ]
 NumWorkers = Annotated[
-    int | None,
-    typer.Option("--num-workers", min=0, help="Ray Train workers; 0 runs in this process. [scale.num_workers]"),
+    str | None,
+    typer.Option(
+        "--num-workers",
+        metavar="N | N..M",
+        help="Ray Train workers; 0 runs in this process; 2..8: as many as there is room for. [scale.num_workers]",
+    ),
 ]
 CpusPerWorker = Annotated[
     float | None, typer.Option("--cpus-per-worker", help="CPUs a worker, fractions allowed. [scale.cpus_per_worker]")
@@ -38,8 +42,12 @@ def with_flags(overrides: list[str] | None, **flags) -> list[str]:
     given = {"num_workers": "scale.num_workers", "cpus_per_worker": "scale.cpus_per_worker", "name": "run.name"}
     return [
         *(overrides or []),
-        *(f"{given[flag]}={json.dumps(value)}" for flag, value in flags.items() if value is not None),
+        *(f"{given[flag]}={_text(flag, value)}" for flag, value in flags.items() if value is not None),
     ]
+
+
+def _text(flag: str, value) -> str:
+    return value if flag == "num_workers" else json.dumps(value)
 
 
 def command_line() -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from ..options import Options
 from .tune import TuneConfig
@@ -14,6 +15,17 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]  # of a folder
 Precision = Literal["fp32", "bf16", "fp64"]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
+_RANGE = r"^([1-9]\d*)\.\.([1-9]\d*)$"
+
+
+def _range(text: str) -> str:
+    found = re.match(_RANGE, text)
+    if not found or int(found[1]) > int(found[2]):
+        raise ValueError(f"must be a whole number, or two with the smaller first, as in 2..8; not the text '{text}'")
+    return text
+
+
+Range = Annotated[str, AfterValidator(_range), WithJsonSchema({"type": "string", "pattern": _RANGE})]
 
 
 class Open(BaseModel):
@@ -322,7 +334,9 @@ class EngineConfig(Options):
 class ScaleConfig(Options):
     """How many workers, on what. These change the speed, never the objective."""
 
-    num_workers: Annotated[int, Field(ge=0)] = Field(1, description="Ray Train workers; 0 runs in this process.")
+    num_workers: Annotated[int, Field(ge=0)] | Range = Field(
+        1, description="Ray Train workers; 0 runs in this process. 2..8: as many of them as the cluster has room for."
+    )
     cpus_per_worker: Positive | None = Field(
         None, description="CPUs a worker, fractions allowed. Default: the CPUs shared out evenly, at least one each."
     )
@@ -339,6 +353,19 @@ class ScaleConfig(Options):
     hang_after: Positive = Field(
         1800.0, description="Seconds without a finished step after which Ray workers are given up, with their stacks."
     )
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers follows the cluster."""
+        return isinstance(self.num_workers, str)
+
+    @property
+    def fewest(self) -> int:
+        return int(self.num_workers.partition("..")[0]) if self.elastic else self.num_workers
+
+    @property
+    def most(self) -> int:
+        return int(self.num_workers.partition("..")[2]) if self.elastic else self.num_workers
 
 
 class CheckpointConfig(Options):

@@ -522,6 +522,7 @@ class Training:
                 "lr": self._lr(counters.epoch),
                 "terms": terms,
                 "pictures_per_second": rate,
+                "workers": self.context.world_size,
                 "seconds": time.monotonic() - self.started,
             }
         )
@@ -558,6 +559,7 @@ class Training:
                 "best": counters.best,
                 **({"skipped": counters.skipped} if self.config.engine.nonfinite == "skip" else {}),
                 "pictures_per_second": rate,
+                "workers": self.context.world_size,
                 "seconds": time.monotonic() - self.started,
             }
         )

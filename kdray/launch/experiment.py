@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,15 +24,14 @@ from ..engine.build import Parts, build, new_optimizer
 from ..engine.context import Context
 from ..engine.sharding import check_sharding
 from ..engine.train import Job, check_last_batch, check_same_data
-from ..errors import ConfigError, MismatchError
+from ..errors import ConfigError, MismatchError, Stopped
 from ..registry import Registry
-from ..run.asking import STOP, ask, forget
+from ..run.asking import STOP, answer, ask, asked, forget
 from ..run.console import Console
-from ..run.folder import RunFolder, finished_run, refuse_taken, write_json
-from ..run.forms import Environment, Teachers, read
+from ..run.folder import RunFolder, environment, finished_run, read_json, refuse_taken, write_json
 from ..run.metrics import FileLog
 from ..run.plan import plan
-from ..run.summary import summarise
+from ..run.summary import read_summary, summarise
 from ..run.tracking import Tracking, check_trackers
 from ..run.watch import Watch
 from ..teacher.check import usable_caches
@@ -40,6 +39,7 @@ from ..teacher.setup import Place
 from ..testing.mixed import check_mixed
 from .answering import Errand
 from .code import Code
+from .elastic import run_elastic
 from .nodes import check_nodes, refuse_vanishing
 from .placement import AskingPool, TeacherPool, held_by, place, placed_teachers
 from .ray_train import run_on_ray
@@ -78,13 +78,22 @@ class Experiment:
         overrides = [f"scale.{key}={value}" for key, value in scale.items() if value is not None]
         config = load_config(run.config_file, overrides, registry=self.registry).config
         if run.finished:
+            read_summary(run)
             self.console.say(f"{run.name} is finished; nothing is left to do.")
             return run
         if run.is_alive:
             raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
+        if read_json(run.path / "environment.json") is None:
+            self.console.say(f"warning: {run.path / 'environment.json'} is damaged: its plugins cannot be compared")
+            write_json(run.path / "environment.json", environment(self.registry.fingerprint()))
         for line in check_same_plugins(run, self.registry):
             self.console.say(line)
         data = self.check(config).data
+        if not run.data:
+            raise MismatchError(
+                f"{run.path / 'data.json'} is damaged or absent: whether these are the pictures that the run began "
+                "with cannot be told. Put it back from a copy, or start a new run"
+            )
         check_same_data(data, run.data)
         with self._session(config), self._interruptible(run.path):
             return self._advance(run, config, data)
@@ -101,7 +110,7 @@ class Experiment:
                 check_batch(self._recipe(config, name))
         given = {name: t.checkpoint for name, t in config.all_teachers.items() if t.checkpoint}
         parts = build(config, self.registry, self.project.data, given, torch.device("cpu"))
-        check_last_batch(config, len(parts.data.train), config.scale.num_workers)
+        check_last_batch(config, len(parts.data.train), config.scale.most)
         check_sharding(config, parts.objective)
         if trained := [p for p in parts.objective.parameters() if p.requires_grad]:
             new_optimizer(config, self.registry, trained)
@@ -143,6 +152,7 @@ class Experiment:
         self.under_way.append(run.path)
         try:
             forget(run.path)
+            run.sweep()
             run.set_status("running")
             self._tell("kdray_run_started", run, config)
             teachers = self._teachers(run, config)
@@ -175,7 +185,7 @@ class Experiment:
     def _teachers(self, run: RunFolder, config: Config) -> dict[str, str]:
         """The file of its weights by teacher; trained first where the config says how. The run remembers which they
         were."""
-        remembered, found = read(run.path / "teachers.json", Teachers) or {}, {}
+        remembered, found = read_json(run.path / "teachers.json") or {}, {}
         for name, teacher in config.all_teachers.items():
             if teacher.train and name not in remembered:
                 trained = self._trained(config, name, run.data)
@@ -299,13 +309,16 @@ class Experiment:
         shutil.rmtree(run.path / "failures", ignore_errors=True)
         for file in run.path.glob("worker-*"):
             file.unlink()
-        if config.scale.num_workers or placed_teachers(config, caches):
-            self.session.wait_for_room(self._wanted(config, caches), self.console.say)
         asked_in = tuple(self.under_way[:-1])
 
         def stop() -> None:
             ask(run.path, STOP)
             self.console.say("stopping with a checkpoint, within a few steps; Ctrl-C again ends at once, without one")
+
+        def refuse_when_asked() -> None:
+            if asked((run.path, *asked_in)) == STOP:
+                answer(run.path, STOP)
+                raise Stopped("stopped while it waited for room in the cluster")
 
         def on_row(row: dict) -> None:
             screen.row(row)
@@ -324,7 +337,7 @@ class Experiment:
             Tracking(config, self.registry, _about(run, config), self.console.say) as tracking,
             Watch(run.path, on_row, screen.progress),
             graceful(stop),
-            self._placed(config, teachers, caches) as placed,
+            self._placed(config, teachers, caches, refuse_when_asked) as placed,
         ):
             job, token = Job(config, run.path, self.project.data, teachers, caches, placed, run.data), run.new_token()
             if config.scale.num_workers == 0:
@@ -334,15 +347,21 @@ class Experiment:
             cpus, use_gpu = share_out(config.scale, self.session.nodes())
             assignment = Assignment(job, Code.of(self.registry), token, asked_in, threads=max(1, int(cpus)))
             scale = config.scale
+            if scale.elastic:
+                run_elastic(self.session, assignment, scale, cpus, use_gpu, self.console.say)
+                return
             run_on_ray(
                 *(self.session, assignment, scale.num_workers, cpus, use_gpu, scale.max_failures), self.console.say
             )
 
     @contextlib.contextmanager
     def _placed(
-        self, config: Config, checkpoints: dict[str, str], caches: dict[str, Place]
+        self, config: Config, checkpoints: dict[str, str], caches: dict[str, Place], look: Callable[[], None]
     ) -> Iterator[dict[str, AskingPool]]:
-        """The ways to the teachers that answer in actors of their own; a cache goes before."""
+        """The ways to the teachers that answer in actors of their own; a cache goes before. They are started when the
+        cluster has room for all of the run; while it has not, `look` is called again and again."""
+        if config.scale.num_workers or placed_teachers(config, caches):
+            self.session.wait_for_room(self._wanted(config, caches), self.console.say, look)
         with contextlib.ExitStack() as stack:
             found = {}
             for name, section in placed_teachers(config, caches).items():
@@ -386,7 +405,7 @@ class Experiment:
             nodes = place(name, section.placement, nodes)
             wanted += section.placement.workers * [held_by(section.placement)]
         if config.scale.num_workers:
-            wanted += config.scale.num_workers * [resources(*share_out(config.scale, nodes))]
+            wanted += config.scale.fewest * [resources(*share_out(config.scale, nodes))]
         return wanted
 
     @contextlib.contextmanager
@@ -416,9 +435,16 @@ def files_of(config: Config, project: Project) -> dict[str, Path]:
 
 
 def check_batch(config: Config) -> None:
-    """Raises ConfigError when the global batch cannot be split evenly over the workers."""
-    size, workers = config.data.batch_size, config.scale.num_workers
-    if workers > 1 and size % workers:
+    """Raises ConfigError when the global batch cannot be split evenly over the workers. Where their number follows the
+    cluster the parts may be uneven, which costs speed only."""
+    size, workers = config.data.batch_size, config.scale.most
+    if config.scale.elastic:
+        if size < workers:
+            raise ConfigError(
+                f"data.batch_size is the global batch: {size} pictures are not enough for {workers} workers. "
+                f"Take --num-workers {min(size, config.scale.fewest)}..{size}"
+            )
+    elif workers > 1 and size % workers:
         below, above = size // workers * workers, (size // workers + 1) * workers
         near = f"{below} or {above}" if below else str(above)
         fits = next(n for n in range(workers, 0, -1) if size % n == 0)
@@ -434,8 +460,7 @@ def check_same_plugins(run: RunFolder, registry: Registry) -> list[str]:
     Raises MismatchError when one has another version now, or is gone.
     """
     then = {
-        (p["distribution"], p["name"]): p
-        for p in (read(run.path / "environment.json", Environment) or {}).get("plugins", [])
+        (p["distribution"], p["name"]): p for p in (read_json(run.path / "environment.json") or {}).get("plugins", [])
     }
     now = {(p["distribution"], p["name"]): p for p in registry.fingerprint() if not p["error"]}
     other, edited = [], []

@@ -27,7 +27,7 @@ from .code import Code
 from .experiment import Experiment, device_here, files_of
 from .nodes import check_nodes
 from .pool import Pool
-from .session import RaySession, resources, share_out
+from .session import RaySession, fixed, resources, share_out
 from .worker import tail
 
 
@@ -237,13 +237,14 @@ class Precompute(Experiment):
                 lines = tail("".join(traceback.format_exception(error)))
                 raise RunFailed(f"the work failed:\n{lines}") from error
             return
-        cpus, use_gpu = share_out(config.scale, self.session.nodes())
+        scale = fixed(config.scale, self.session.nodes())
+        cpus, use_gpu = share_out(scale, self.session.nodes())
         errand = Errand(
             *(errand.config, errand.data_root, errand.checkpoints, errand.places),
             Code.of(self.registry),
             threads=max(1, int(cpus)),
         )
-        workers = config.scale.num_workers
+        workers = scale.num_workers
         if self.session.joined:
             check_nodes(self.session.ray, self.session.addresses(), None, files_of(config, self.project))
         self.session.wait_for_room(workers * [resources(cpus, use_gpu)], self.console.say)

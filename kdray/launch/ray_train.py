@@ -66,6 +66,10 @@ def _fails_for_good(folder: Path, patience: float = 3.0) -> bool:
     return True
 
 
+class Lost(RunFailed):
+    """Workers were lost more often than is allowed, or could not be started."""
+
+
 def run_on_ray(
     session: RaySession,
     assignment: Assignment,
@@ -74,15 +78,19 @@ def run_on_ray(
     use_gpu: bool,
     max_failures: int,
     say: Callable[[str], None] = lambda line: None,
-) -> None:
-    """Raises the worker's own error, RunFailed when workers were lost more often than `max_failures`, or Stopped."""
+    enough: Callable[[], bool] | None = None,
+) -> bool:
+    """Whether the training has ended; False where `enough`, asked a few times a second, has ended the group before.
+
+    Raises the worker's own error, Lost when workers were lost more often than `max_failures`, or Stopped. With
+    `enough`, room is the caller's business: it is not waited for."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     folder = assignment.job.folder
     scratch, each = folder / ".ray", resources(cpus, use_gpu)
-    starts = JOINED_STARTS if session.joined else 2
+    starts = 1 if enough else JOINED_STARTS if session.joined else 2
     trainer = _trainer_class()(
         _train_fn,
         train_loop_config={"assignment": assignment},
@@ -97,7 +105,7 @@ def run_on_ray(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    lookout = Lookout(session, num_workers, each, say) if session.joined else None
+    lookout = Lookout(session, 0 if enough else num_workers, each, say) if session.joined else None
     outcome: list[BaseException | None] = []
 
     def fit():
@@ -110,8 +118,9 @@ def run_on_ray(
     # In a thread of its own: Ray replaces the main thread's SIGINT handler, and Ctrl-C is ours.
     thread = threading.Thread(target=fit, name="kdray-fit", daemon=True)
     thread.start()
+    ended_early = False
     try:
-        while thread.is_alive() and not _overdue(folder):
+        while thread.is_alive() and not _overdue(folder) and not (ended_early := bool(enough and enough())):
             thread.join(0.2)
             if lookout and lookout.look():
                 ask(folder, CHECKPOINT)
@@ -122,16 +131,21 @@ def run_on_ray(
         raise as_error(final)
     if has_stopped(folder):
         raise Stopped("stopped, with a checkpoint")
+    if ended_early:
+        thread.join(60)  # until Ray has found that the workers are gone
+        return False
     for cause in getattr(outcome[0], "worker_failures", {}).values():
         if isinstance(cause, KdrayError):  # of a worker that could not write into the run folder
             raise cause
     if isinstance(getattr(outcome[0], "controller_failure", None), WorkerGroupStartupTimeoutError):
-        raise RunFailed(
+        raise Lost(
             f"Ray could not start {num_workers} workers of {each['CPU']:g} CPU{'s' if each['CPU'] != 1 else ''} in "
-            f"{starts} attempts: somebody else holds what they need, or it vanished. `kdray resume` goes on later."
+            f"{starts} attempt{'s' if starts > 1 else ''}: somebody else holds what they need, or it vanished. "
+            "`kdray resume` goes on later."
         ) from outcome[0]
     if outcome[0] is not None:
-        raise RunFailed(_lost(outcome[0], failures(folder), max_failures)) from outcome[0]
+        raise Lost(_lost(outcome[0], failures(folder), max_failures)) from outcome[0]
+    return True
 
 
 def _overdue(folder: Path, patience: float = 15.0) -> bool:

@@ -90,8 +90,11 @@ class RaySession:
         """Ids of the nodes that take no new work, since they are about to be taken away."""
         return set(self.ray._private.state.state.get_draining_nodes())
 
-    def wait_for_room(self, wanted: list[dict[str, float]], say: Callable[[str], None]) -> None:
-        """Until a cluster that others use too has these resources free, all at once; what it waits for is said."""
+    def wait_for_room(
+        self, wanted: list[dict[str, float]], say: Callable[[str], None], look: Callable[[], None] = lambda: None
+    ) -> None:
+        """Until a cluster that others use too has these resources free, all at once; what it waits for is said.
+        `look` is called every second, and may end it by an exception."""
         from ray.util.placement_group import placement_group, remove_placement_group
 
         wanted = [{key: value for key, value in each.items() if value} for each in wanted]
@@ -105,6 +108,7 @@ class RaySession:
                     told = time.monotonic()
                     say(f"waiting for room in the cluster: wanted {_sum(wanted)}, free {self._free()}")
                 patience = 1.0
+                look()
         finally:
             remove_placement_group(group)
 
@@ -151,9 +155,25 @@ def room(nodes: list[dict[str, float]], each: dict[str, float]) -> int:
     return sum(min(int(node.get(key, 0.0) / value + 1e-9) for key, value in each.items()) for node in nodes)
 
 
+def fixed(scale: ScaleConfig, nodes: list[dict[str, float]]) -> ScaleConfig:
+    """With the largest number of its range that fits; the smallest, where none does."""
+    if not scale.elastic:
+        return scale
+    gpus = sum(int(node.get("GPU", 0.0)) for node in nodes)
+    given = {"use_gpu": gpus >= scale.fewest} if scale.use_gpu == "auto" else {}
+    numbers = range(scale.most, scale.fewest - 1, -1)
+    choices = [scale.model_copy(update={"num_workers": workers, **given}) for workers in numbers]
+    for choice in choices:
+        with contextlib.suppress(ConfigError):
+            share_out(choice, nodes)
+            return choice
+    return choices[-1]
+
+
 def share_out(scale: ScaleConfig, nodes: list[dict[str, float]]) -> tuple[float, bool]:
     """CPUs a worker, and whether each gets a GPU. Raises ConfigError when the nodes have less than asked, with flags
     that would fit."""
+    scale = fixed(scale, nodes)
     workers = scale.num_workers
     cpus = [node.get("CPU", 0.0) for node in nodes]
     gpus = [node.get("GPU", 0.0) for node in nodes]

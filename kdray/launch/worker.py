@@ -14,8 +14,7 @@ from ..blame import tail
 from ..engine.train import Job
 from ..errors import ConfigError, KdrayError, MismatchError, PluginError, RunFailed, Stopped
 from ..run.asking import has_stopped
-from ..run.folder import write_json
-from ..run.forms import Failure, read_or_none
+from ..run.folder import read_json, write_json
 from ..teacher.storage import FULL
 from .code import Code
 
@@ -123,7 +122,7 @@ def write_failure(folder: Path, rank: int, error: Exception) -> None:
 
 
 def failures(folder: Path) -> list[dict]:
-    found = [read_or_none(file, Failure) for file in sorted((folder / "failures").glob("rank-*.json"))]
+    found = [read_json(file) for file in sorted((folder / "failures").glob("rank-*.json"))]
     return sorted(filter(None, found), key=lambda entry: not entry["final"])  # causes first, echoes after
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 from ..config.schema import Config
 from .folder import RunFolder
-from .forms import Environment, read
 from .summary import teachers_of
 
 
 def model_card(run: RunFolder, config: Config, summary: dict) -> str:
-    environment = read(run.path / "environment.json", Environment)
+    environment = json.loads((run.path / "environment.json").read_text())
     data, best = config.data, summary["best"]
     rows = [("student, last epoch", config.student.model, summary["last"]["top1"])]
     rows.append((f"student, best epoch ({best['epoch']}, by {best['split']})", config.student.model, best["test_top1"]))
@@ -17,7 +18,6 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
         rows.insert(0, ("student alone, last epoch", config.student.model, summary["alone"]["last"]["top1"]))
     teachers = teachers_of(summary)
     rows[:0] = [(what, teacher["model"], teacher["top1"]) for what, teacher in teachers]
-    command = (run.path / "command.txt").read_text(errors="replace").strip()
     lines = [
         f"# {run.name}",
         "",
@@ -43,7 +43,7 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
         + (f"; {_mix(*data.mix.way)}" if data.mix else "")
         + (f"; {data.samples} training samples" if data.samples else ""),
         f"- {summary['seconds']:,.0f} s of training on {_hardware(environment)}",
-        f"- command: `{command}`",
+        f"- command: `{(run.path / 'command.txt').read_text().strip()}`",
         f"- {', '.join(f'{name} {version}' for name, version in environment['packages'].items() if version)}",
         "",
         "## Limits",

@@ -21,7 +21,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..errors import ConfigError, did_you_mean
-from .forms import DataFile, Progress, Status, Summary, read, read_or_none
 
 PACKAGES = ("kdray", "ray", "torch", "torchvision", "numpy", "pluggy", "pydantic", "safetensors")
 
@@ -79,8 +78,11 @@ class RunFolder:
 
     @property
     def status(self) -> dict:
-        """state: "unknown" where there is none, or a damaged one."""
-        return read_or_none(self.path / "status.json", Status) or {"state": "unknown"}
+        found = read_json(self.path / "status.json") or {}
+        whole = isinstance(found.get("state"), str)
+        if found.get("state") == "running":
+            whole = isinstance(found.get("host"), str) and isinstance(found.get("pid"), int)
+        return found if whole else {"state": "unknown"}
 
     @property
     def finished(self) -> bool:
@@ -88,8 +90,8 @@ class RunFolder:
 
     @property
     def data(self) -> str:
-        """Fingerprint of the data that the run began with. Raises MismatchError for a damaged file."""
-        return (read(self.path / "data.json", DataFile) or {}).get("fingerprint", "")
+        """Fingerprint of the data that the run began with."""
+        return (read_json(self.path / "data.json") or {}).get("fingerprint", "")
 
     @property
     def is_alive(self) -> bool:
@@ -104,17 +106,21 @@ class RunFolder:
     @property
     def _driven_here_by_another(self) -> bool:
         status = self.status
-        here = status.get("host") == socket.gethostname() and status.get("pid") not in (None, os.getpid())
-        return status["state"] == "running" and here
+        return status["state"] == "running" and status["host"] == socket.gethostname() and status["pid"] != os.getpid()
 
     @property
     def summary(self) -> dict | None:
-        """Raises MismatchError for a damaged one."""
-        return read(self.path / "summary.json", Summary)
+        return read_json(self.path / "summary.json")
 
     def set_status(self, state: str, **more) -> None:
         now = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **more}
         write_json(self.path / "status.json", now)
+
+    def sweep(self) -> None:
+        """Remove what a killed process was writing."""
+        for folder in (self.path, self.path / "checkpoints"):
+            for part in folder.glob(".writing-*"):
+                shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
     def new_token(self) -> str:
         """A fresh mark in the folder, by which a worker on another node can tell that it sees the same folder."""
@@ -178,18 +184,19 @@ def list_runs(folder: Path) -> list[dict]:
     for path in folder.iterdir() if folder.is_dir() else []:
         if (path / "status.json").exists():
             run = RunFolder(path)
-            summary, status, state = read_or_none(path / "summary.json", Summary) or {}, run.status, run.state
-            error = status.get("error", "").strip() if state == "failed" else ""
+            summary, status, state = run.summary or {}, run.status, run.state
+            last, best = (part if isinstance(part := summary.get(key), dict) else {} for key in ("last", "best"))
+            error = str(status.get("error") or "").strip() if state == "failed" else ""
             found.append(
                 {
                     "name": run.name,
                     "path": str(path.resolve()),
                     "state": state,
                     "started": _mtime(path / "command.txt"),
-                    "last": (summary.get("last") or {}).get("top1"),
-                    "best": (summary.get("best") or {}).get("top1"),
+                    "last": last.get("top1"),
+                    "best": best.get("top1"),
                     "host": status.get("host"),
-                    "progress": read_or_none(path / "progress.json", Progress),
+                    "progress": read_json(path / "progress.json"),
                     "heard": max(_mtime(path / file) for file in ("status.json", "progress.json")),
                     "error": error.splitlines()[0] if error else None,
                 }
@@ -238,10 +245,12 @@ def environment(plugins: list[dict]) -> dict:
 
 
 def read_json(path: Path) -> dict | None:
+    """None where there is no such file, or it is damaged."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from .forms import Progress, read_or_none
+from .folder import read_json
 
 
 class Watch:
@@ -57,7 +57,7 @@ class Watch:
     def _look(self) -> None:
         for line in self._new_lines():
             self.on_row(json.loads(line))
-        now = read_or_none(self.folder / "progress.json", Progress)
+        now = read_json(self.folder / "progress.json")
         if now:
             self.on_progress(now)
 

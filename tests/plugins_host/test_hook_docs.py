@@ -91,7 +91,7 @@ def test_the_example_of_a_command_runs(example, lab):
 def test_the_example_of_a_refusal_refuses(example, lab):
     example("kdray_configure")
     with pytest.raises(ConfigError, match="this cluster is shared"):
-        lab.registry.host.ask("kdray_configure", config={"scale": {"num_workers": 16}})
+        lab.registry.host.ask("kdray_configure", config={"schedule": {"epochs": 600}})
 
 
 def test_the_example_of_a_failure_hears_of_it(example, lab):

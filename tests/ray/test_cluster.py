@@ -11,12 +11,14 @@ import pytest
 from kdray import __version__
 from kdray.config.load import load_config
 from kdray.config.project import find_project
-from kdray.errors import ConfigError
+from kdray.errors import ConfigError, Stopped
 from kdray.launch import nodes
 from kdray.launch.experiment import Experiment
 from kdray.launch.session import RaySession
 from kdray.registry import Registry
+from kdray.run.asking import STOP, ask
 from kdray.run.console import Console
+from kdray.run.folder import RunFolder
 from tests.conftest import Lab
 from tests.engine.test_stages import PLUGIN
 from tests.ray.clusters import cluster, far_node, wait_until
@@ -50,12 +52,16 @@ def head(num_classes):
 
 
 class Heard(Console):
-    def __init__(self):
+    """`then` is called when the run says that it waits."""
+
+    def __init__(self, then=None):
         super().__init__()
-        self.lines = []
+        self.lines, self.then = [], then
 
     def say(self, text):
         self.lines.append(text)
+        if text.startswith("waiting for room"):
+            self.then()
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +86,26 @@ def here(address, folder, monkeypatch):
     return Lab(folder / "here")
 
 
-def experiment(here, address, registry=None):
-    return Experiment(registry or here.registry, find_project(here.path), Heard(), "test", address)
+def experiment(here, address, registry=None, then=None):
+    return Experiment(registry or here.registry, find_project(here.path), Heard(then), "test", address)
 
 
 def config(here, name, registry=None, **changes):
     return load_config(here.config(name, **changes), registry=registry or here.registry).config
+
+
+def somebody():
+    """Another user of the cluster, who holds a CPU."""
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Somebody:
+        def there(self):
+            pass
+
+    found = Somebody.remote()
+    ray.get(found.there.remote())
+    return found
 
 
 def test_storage_that_one_node_does_not_see_is_refused_before_anything_is_written(here, address):
@@ -127,15 +147,8 @@ def test_plugins_and_modules_travel_and_room_is_waited_for(here, address, folder
         run={"dir": str(folder / "runs")},
     )
 
-    @ray.remote(num_cpus=1)
-    class Theirs:
-        def there(self):
-            pass
-
-    theirs = Theirs.remote()
-    ray.get(theirs.there.remote())
-    threading.Timer(4, ray.kill, [theirs]).start()
-    ours = experiment(here, address, registry)
+    theirs = somebody()
+    ours = experiment(here, address, registry, then=lambda: ray.kill(theirs))
     run = ours.start(far)
     assert run.finished and len(run.rows("epoch")) == 2
     assert "waiting for room in the cluster: wanted 2 × 1 CPU, free 1 of 2 CPU" in ours.console.lines
@@ -143,6 +156,17 @@ def test_plugins_and_modules_travel_and_room_is_waited_for(here, address, folder
     assert len(ranks) == 2, "both workers were on one node"
     environment = json.loads((run.path / "environment.json").read_text())
     assert "mine" in [plugin["name"] for plugin in environment["plugins"]]
+
+
+def test_a_run_that_waits_can_be_stopped(here, address, folder):
+    import ray
+
+    theirs, runs = somebody(), folder / "runs"
+    waits = config(here, "waits", scale={"num_workers": 2}, run={"dir": str(runs)})
+    with pytest.raises(Stopped, match="while it waited for room"):
+        experiment(here, address, then=lambda: ask(runs / "waits", STOP)).start(waits)
+    assert RunFolder(runs / "waits").state == "interrupted"
+    ray.kill(theirs)
 
 
 def test_a_node_that_is_about_to_be_taken_away_asks_for_a_checkpoint(here, address, folder):

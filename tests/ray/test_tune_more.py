@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -29,9 +30,10 @@ def test_a_trial_that_is_stopped_early_frees_its_workers(lab, ray_session):
     """Each trial takes all CPUs, so the next one runs only if nothing is left of the one before."""
     lr = {"optimizer.lr": {"grid": [0.1, 1e-6, 2e-6]}}
     tune = {"space": lr, "searcher": "grid", "scheduler": "asha", "grace": 1, "reduction": 2, "trial_workers": 2}
-    summary = search(lab, "groups", {**tune, "cpus_per_trial": 2}, schedule={"epochs": 5})
+    changes = {"schedule": {"epochs": 60}, "checkpoint": {"every_epochs": 20}}
+    summary = search(lab, "groups", {**tune, "cpus_per_trial": 2}, **changes)
     trials = read_trials(lab.path / "runs" / "groups")
-    assert [(trial.state, trial.epochs < 5) for trial in trials] == [
+    assert [(trial.state, trial.epochs < 60) for trial in trials] == [
         ("finished", False),
         ("stopped", True),
         ("stopped", True),
@@ -99,8 +101,8 @@ def test_a_killed_driver_is_resumed(lab):
     assert [trial.state for trial in trials] == ["finished"] * 7
     assert [trial.values for trial in trials] == [trial.values for trial in unbroken]
     assert [trial.metrics for trial in trials] == [trial.metrics for trial in unbroken]
-    for number in range(4):
-        assert (folder / "trials" / f"{number:03}" / "metrics.jsonl").read_bytes() == before[number]
-    resumed = [row for row in RunFolder(folder / "trials" / "004").rows("resumed")]
+    for trial in trials[:4]:
+        assert (Path(trial.path) / "metrics.jsonl").read_bytes() == before[trial.number]
+    resumed = RunFolder(Path(trials[4].path)).rows("resumed")
     assert resumed and resumed[0]["step"] > 0
     assert json.loads(out)["winner"]["values"] == json.loads(other)["winner"]["values"]

@@ -35,7 +35,9 @@ def trials():
         }
         metrics = {TOP1: 0.9 - 0.1 * abs(log(values["optimizer.lr"] / 0.1)), "parameters": 1234.0}
         state = "finished" if number % 3 == 0 else "stopped"
-        found.append(Trial(number, state, 9 if state == "finished" else 3, values, metrics, 1.5))
+        epochs = 9 if state == "finished" else 3
+        history = [{"epoch": epoch, **metrics} for epoch in range(1, epochs + 1)]
+        found.append(Trial(number, state, epochs, values, metrics, 1.5, history=history))
     return [*found, Trial(20, "failed", 0, {"optimizer.lr": 0.5}, error="no numbers any more\nat step 3")]
 
 
