@@ -33,8 +33,9 @@ def draw(trials: list[Trial], space: dict[str, Dimension], metric: str, folder: 
     axes = [Axis(path, dimension, measured) for path, dimension in space.items()] if measured else []
     axes = [axis for axis in axes if axis.varies]
     drawn = {"history.png": _history(measured, metric)} if measured else {}
-    if axes and len(measured) >= LEAST and len({trial.metrics[metric] for trial in measured}) > 1:
-        drawn["importance.png"] = _importance(at_one_epoch(measured), axes, metric)
+    alike = at_one_epoch(measured) if len(measured) >= LEAST else []
+    if axes and len(alike) >= LEAST and len({trial.metrics[metric] for trial in alike}) > 1:
+        drawn["importance.png"] = _importance(alike, axes, metric)
     if axes and len(measured) > 1:
         drawn["parallel.png"] = _parallel(measured, axes, metric)
     files = []
