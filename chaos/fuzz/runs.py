@@ -106,7 +106,7 @@ TARGETS = [
         f"run: {name}",
         st.deferred(lambda name=name: _spoiled(name)),
         _read,
-        ("runs/one", "this run began with", "when one began"),
+        ("runs/one", "this run began with", "when one began", "teacher.train"),
         share=0.1,
     )
     for name in FILES

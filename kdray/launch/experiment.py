@@ -246,6 +246,8 @@ class Experiment:
         """The config that trains a teacher, with the scale of the run it is for. Raises ConfigError where it makes
         another network."""
         teacher, key = config.all_teachers[name], "teacher" if config.teacher else f"teachers.{name}"
+        if not Path(teacher.train).exists():
+            raise ConfigError(f"{key}.train: there is no file {teacher.train}")
         recipe = load_config(teacher.train, registry=self.registry).config
         for label, loss in recipe.losses.items():
             if self.registry.get("distillers", loss.use or label).cls.deployed is not Distiller.deployed:
