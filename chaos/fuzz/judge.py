@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import signal
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from kdray.errors import KdrayError
 
 MARKER = "code-was-run"
 """What every planted piece of code makes in the current folder."""
-SECONDS = 10
+CPU_SECONDS, PATIENCE = 10, 60
+"""Seconds of work that one input may cost, and of waiting, on a machine that may be busy."""
 MEMORY = 512 << 20
 """Bytes that one input may add to the peak."""
 
@@ -44,6 +46,7 @@ def judge(target: Target, value: Any, folder: Path) -> bool:
     """Whether the reader accepted the input. Raises Fault for what it must not do. The current folder is `folder`."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (Linux)
     before = _peak()
+    began = time.process_time()
     try:
         with _deadline():
             target.read(value, folder)
@@ -57,6 +60,8 @@ def judge(target: Target, value: Any, folder: Path) -> bool:
     if (folder / MARKER).exists():
         (folder / MARKER).rmdir()
         raise Fault("code of the file was run")
+    if (cost := time.process_time() - began) > CPU_SECONDS:
+        raise Fault(f"{cost:.0f} s of work for one small file")
     if _peak() - before > MEMORY:
         raise Fault(f"{(_peak() - before) >> 20} MiB of memory for one small file")
     if not accepted and not any(word in message for word in target.named):
@@ -90,10 +95,10 @@ def _peak() -> int:
 @contextmanager
 def _deadline():
     def late(*_):
-        raise Fault(f"no answer after {SECONDS} s")
+        raise Fault(f"no answer after {PATIENCE} s")
 
     old = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)  # again and again: a callback may swallow the first
     try:
         yield
     finally:

@@ -102,6 +102,12 @@ FILES = [
 ]
 FILES += ["progress.json", "command.txt", "student.safetensors", "failures/rank-0.json"]
 TARGETS = [
-    Target(f"run: {name}", st.deferred(lambda name=name: _spoiled(name)), _read, ("runs/one",), share=0.25)
+    Target(
+        f"run: {name}",
+        st.deferred(lambda name=name: _spoiled(name)),
+        _read,
+        ("runs/one", "this run began with", "when one began", "teacher.train"),
+        share=0.1,
+    )
     for name in FILES
 ]

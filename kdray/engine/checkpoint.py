@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -46,6 +47,9 @@ class Counters:
 
 
 BEST, STATE = "best.safetensors", "state.json"
+
+
+_COUNTERS, _FILES = TypeAdapter(Counters), TypeAdapter(dict[str, str])
 
 
 class Damaged(Exception):
@@ -138,21 +142,22 @@ def load(path: Path, digest: str) -> Loaded:
     """Raises Damaged when a file is not what was written, MismatchError when the checkpoint belongs to another config
     or format."""
     state = _state(path)
-    written = state.pop("format")
+    written, files = state.pop("format"), state.pop("files", {})  # format 2 has no sums
     if written > FORMAT:
         raise MismatchError(f"{path} was written by a newer kdray; update kdray to resume this run")
-    if written == 2:
-        state["sums"] = {name: [total] for name, total in state["sums"].items()}
     if written < 2:
         raise MismatchError(f"{path} was written by kdray 0.1; resume this run with that version, or start it anew")
-    for name, expected in state.pop("files", {}).items():  # format 2 has no sums
-        if not (path / name).is_file():
+    with _damage_of(STATE):
+        if written == 2:
+            state["sums"] = {name: [total] for name, total in state["sums"].items()}
+        state.pop("sha256", None)
+        counters, files = _COUNTERS.validate_python(state), _FILES.validate_python(files)
+    there = {file.name for file in path.iterdir() if file.is_file()}
+    for name, expected in files.items():
+        if name not in there:
             raise Damaged(f"{name} is missing")
         if _sha256(path / name) != expected:
             raise Damaged(f"{name} does not fit its checksum")
-    state.pop("sha256", None)
-    with _damage_of(STATE):
-        counters = Counters(**state)
     if counters.digest != digest:
         raise MismatchError(
             f"{path} belongs to another configuration ({counters.digest[:12]}, this run has {digest[:12]}): its "
@@ -182,6 +187,8 @@ def take_over(source: Path, run: Path, digest: str, change: Callable[[dict], Non
 def _state(path: Path) -> dict:
     with _damage_of(STATE):
         state = json.loads((path / STATE).read_text())
+        if not isinstance(state["format"], int):
+            raise Damaged(f"{STATE} names no format")
         if state["format"] == FORMAT and state["sha256"] != _own(state):
             raise Damaged(f"{STATE} does not fit its checksum")
         return state

@@ -29,6 +29,7 @@ from ..registry import Registry
 from ..run.asking import STOP, answer, ask, asked, forget
 from ..run.console import Console
 from ..run.folder import RunFolder, environment, finished_run, read_json, refuse_taken, write_json
+from ..run.forms import Environment, Teachers
 from ..run.metrics import FileLog
 from ..run.plan import plan
 from ..run.summary import read_summary, summarise
@@ -83,7 +84,7 @@ class Experiment:
             return run
         if run.is_alive:
             raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
-        if read_json(run.path / "environment.json") is None:
+        if read_json(run.path / "environment.json", Environment) is None:
             self.console.say(f"warning: {run.path / 'environment.json'} is damaged: its plugins cannot be compared")
             write_json(run.path / "environment.json", environment(self.registry.fingerprint()))
         for line in check_same_plugins(run, self.registry):
@@ -185,7 +186,7 @@ class Experiment:
     def _teachers(self, run: RunFolder, config: Config) -> dict[str, str]:
         """The file of its weights by teacher; trained first where the config says how. The run remembers which they
         were."""
-        remembered, found = read_json(run.path / "teachers.json") or {}, {}
+        remembered, found = read_json(run.path / "teachers.json", Teachers) or {}, {}
         for name, teacher in config.all_teachers.items():
             if teacher.train and name not in remembered:
                 trained = self._trained(config, name, run.data)
@@ -245,6 +246,8 @@ class Experiment:
         """The config that trains a teacher, with the scale of the run it is for. Raises ConfigError where it makes
         another network."""
         teacher, key = config.all_teachers[name], "teacher" if config.teacher else f"teachers.{name}"
+        if not Path(teacher.train).exists():
+            raise ConfigError(f"{key}.train: there is no file {teacher.train}")
         recipe = load_config(teacher.train, registry=self.registry).config
         for label, loss in recipe.losses.items():
             if self.registry.get("distillers", loss.use or label).cls.deployed is not Distiller.deployed:
@@ -460,7 +463,8 @@ def check_same_plugins(run: RunFolder, registry: Registry) -> list[str]:
     Raises MismatchError when one has another version now, or is gone.
     """
     then = {
-        (p["distribution"], p["name"]): p for p in (read_json(run.path / "environment.json") or {}).get("plugins", [])
+        (p["distribution"], p["name"]): p
+        for p in (read_json(run.path / "environment.json", Environment) or {}).get("plugins", [])
     }
     now = {(p["distribution"], p["name"]): p for p in registry.fingerprint() if not p["error"]}
     other, edited = [], []

@@ -15,6 +15,7 @@ from ..engine.train import Job
 from ..errors import ConfigError, KdrayError, MismatchError, PluginError, RunFailed, Stopped
 from ..run.asking import has_stopped
 from ..run.folder import read_json, write_json
+from ..run.forms import Failure
 from ..teacher.storage import FULL
 from .code import Code
 
@@ -122,7 +123,7 @@ def write_failure(folder: Path, rank: int, error: Exception) -> None:
 
 
 def failures(folder: Path) -> list[dict]:
-    found = [read_json(file) for file in sorted((folder / "failures").glob("rank-*.json"))]
+    found = [read_json(file, Failure) for file in sorted((folder / "failures").glob("rank-*.json"))]
     return sorted(filter(None, found), key=lambda entry: not entry["final"])  # causes first, echoes after
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 from ..config.schema import Config
-from .folder import RunFolder
+from .folder import RunFolder, read_json
 from .summary import teachers_of
 
 
 def model_card(run: RunFolder, config: Config, summary: dict) -> str:
-    environment = json.loads((run.path / "environment.json").read_text())
+    environment = read_json(run.path / "environment.json")
+    command = (run.path / "command.txt").read_text(errors="replace").strip()
     data, best = config.data, summary["best"]
     rows = [("student, last epoch", config.student.model, summary["last"]["top1"])]
     rows.append((f"student, best epoch ({best['epoch']}, by {best['split']})", config.student.model, best["test_top1"]))
@@ -43,7 +42,7 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
         + (f"; {_mix(*data.mix.way)}" if data.mix else "")
         + (f"; {data.samples} training samples" if data.samples else ""),
         f"- {summary['seconds']:,.0f} s of training on {_hardware(environment)}",
-        f"- command: `{(run.path / 'command.txt').read_text().strip()}`",
+        f"- command: `{command}`",
         f"- {', '.join(f'{name} {version}' for name, version in environment['packages'].items() if version)}",
         "",
         "## Limits",

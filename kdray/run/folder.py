@@ -20,7 +20,10 @@ import uuid
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from ..errors import ConfigError, did_you_mean
+from .forms import DataFile
 
 PACKAGES = ("kdray", "ray", "torch", "torchvision", "numpy", "pluggy", "pydantic", "safetensors")
 
@@ -91,7 +94,7 @@ class RunFolder:
     @property
     def data(self) -> str:
         """Fingerprint of the data that the run began with."""
-        return (read_json(self.path / "data.json") or {}).get("fingerprint", "")
+        return (read_json(self.path / "data.json", DataFile) or {}).get("fingerprint", "")
 
     @property
     def is_alive(self) -> bool:
@@ -246,10 +249,12 @@ def environment(plugins: list[dict]) -> dict:
     }
 
 
-def read_json(path: Path) -> dict | None:
-    """None where there is no such file, or it is damaged."""
+def read_json(path: Path, form: type[BaseModel] | None = None) -> dict | None:
+    """None where there is no file, or a damaged one: no mapping, or not of the form."""
     try:
         found = json.loads(path.read_text())
+        if form:
+            form.model_validate_json(json.dumps(found))
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

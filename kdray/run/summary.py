@@ -17,9 +17,23 @@ def summarise(
     run: RunFolder, config: Config, teacher_runs: dict[str, RunFolder | None], alone: RunFolder | None
 ) -> dict:
     """Write summary.json and MODEL_CARD.md, and return the former. teacher_runs: by teacher, the run that trained it,
-    where it was one of ours."""
+    where it was one of ours. Raises MismatchError where files of the run lack what it needs."""
     from .card import model_card
 
+    try:
+        summary = _summary(run, config, teacher_runs, alone)
+        card = model_card(run, config, summary)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise MismatchError(f"{run.path / 'metrics.jsonl'} lacks what the results are made of ({what})") from error
+    write_json(run.path / "summary.json", summary)
+    (run.path / "MODEL_CARD.md").write_text(card)
+    return summary
+
+
+def _summary(
+    run: RunFolder, config: Config, teacher_runs: dict[str, RunFolder | None], alone: RunFolder | None
+) -> dict:
     epochs = run.rows("epoch")
     if not epochs:
         raise MismatchError(f"{run.path / 'metrics.jsonl'} is damaged: it holds no epoch. The weights are in place")
@@ -54,8 +68,6 @@ def summarise(
         summary["teachers"] = found
     if alone:
         summary["alone"] = {key: read_summary(alone)[key] for key in ("name", "last", "best", "parameters")}
-    write_json(run.path / "summary.json", summary)
-    (run.path / "MODEL_CARD.md").write_text(model_card(run, config, summary))
     return summary
 
 
@@ -81,13 +93,16 @@ def _scores(row: dict) -> dict:
 
 
 def parameters(weights: Path) -> int:
-    """From the header of the file: nothing is loaded."""
+    """From the header of the file: nothing is loaded. Raises MismatchError for a damaged one."""
     from math import prod
 
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(weights, "pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(weights, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise MismatchError(f"{weights} is damaged: {error}") from error
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     return sum(prod(shape) for name, shape in shapes.items() if not name.endswith(buffers))
 
