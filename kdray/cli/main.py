@@ -76,9 +76,9 @@ def main() -> None:
     from ..errors import KdrayError
     from ..launch.signals import interrupt
 
+    with contextlib.suppress(ValueError):  # outside the main thread
+        signal.signal(signal.SIGTERM, interrupt)
     try:
-        with contextlib.suppress(ValueError):  # outside the main thread
-            signal.signal(signal.SIGTERM, interrupt)
         app()
     except KdrayError as error:
         print(f"error: {error}", file=sys.stderr)

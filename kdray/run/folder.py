@@ -120,10 +120,12 @@ class RunFolder:
         write_json(self.path / "status.json", now)
 
     def sweep(self) -> None:
-        """Remove what a killed process was writing."""
-        for folder in (self.path, self.path / "checkpoints"):
-            for part in folder.glob(".writing-*"):
-                shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        """Remove what killed processes have left unfinished."""
+        for part in (*self.path.glob(".writing-*"), *self.path.glob("checkpoints/.writing-*"), self.path / ".ray"):
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
 
     def new_token(self) -> str:
         """A fresh mark in the folder, by which a worker on another node can tell that it sees the same folder."""

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kdray.run.asking import CHECKPOINT, ask
 from kdray.run.folder import RunFolder
 
 
@@ -243,7 +244,9 @@ def test_interrupted_and_resumed(desk, number):
     done = json.loads((kept / "state.json").read_text())
     assert done["batch"] % 3 == 0 and done["step"] < 800
 
+    kept.with_name(".writing-step-000000999").mkdir()  # as a process leaves it that is killed just then
     assert desk("resume", "broken").code == 0
+    assert not list(desk.path.glob("runs/broken/**/.writing-*"))
     whole = desk.trained(*long, name="whole")
     for file in ("student.safetensors", "best.safetensors"):
         assert desk.path.joinpath("runs/broken", file).read_bytes() == (whole / file).read_bytes()
@@ -251,9 +254,19 @@ def test_interrupted_and_resumed(desk, number):
     assert [row["terms"] for row in rows[0]] == [row["terms"] for row in rows[1]]
 
 
+def test_asked_for_a_checkpoint_and_goes_on(desk):
+    process = _started(desk, "small", "train", desk.config(), *LONG)
+    run = desk.path / "runs/small"
+    ask(run, CHECKPOINT)
+    assert process.wait(timeout=60) == 0
+    assert not (run / ".checkpoint").exists()
+    assert next(row["step"] for row in RunFolder(run).rows("checkpoint")) < 600
+
+
 def test_stopped_while_its_teacher_is_trained(desk):
     """By `kdray stop` of the run that waits for the teacher; `kdray resume` of it goes on with both."""
-    name = desk.config("teacher.yaml", name="teacher", schedule={"epochs": 40})
+    data = {"name": "digits", "batch_size": 50, "samples": 1000}
+    name = desk.config("teacher.yaml", name="teacher", data=data, schedule={"epochs": 40})
     teacher = {"model": "convnet", "widths": [4], "train": name}
     config = desk.config(teacher=teacher, losses={"ce": {}, "kd": {"temperature": 2.0}})
     process = _started(desk, "teacher-*", "train", config)
@@ -264,7 +277,8 @@ def test_stopped_while_its_teacher_is_trained(desk):
     (trained,) = desk.path.glob("runs/teacher-*")
     assert _state(desk, "small") == _state(desk, trained.name) == "interrupted"
     assert list(trained.glob("checkpoints/step-*"))
-    assert desk("resume", "small").code == 0
+    resumed = desk("resume", "small")
+    assert resumed.code == 0, resumed.err
     assert _state(desk, "small") == _state(desk, trained.name) == "finished"
     assert desk("stop", "small").out == "small is not running: finished\n"
 
