@@ -246,9 +246,12 @@ class Experiment:
         """The config that trains a teacher, with the scale of the run it is for. Raises ConfigError where it makes
         another network."""
         teacher, key = config.all_teachers[name], "teacher" if config.teacher else f"teachers.{name}"
-        if not Path(teacher.train).exists():
-            raise ConfigError(f"{key}.train: there is no file {teacher.train}")
-        recipe = load_config(teacher.train, registry=self.registry).config
+        try:
+            recipe = load_config(teacher.train, registry=self.registry).config
+        except ConfigError as error:
+            if Path(teacher.train).exists():
+                raise  # it says itself where it is wrong
+            raise ConfigError(f"{key}.train: {error}") from None
         for label, loss in recipe.losses.items():
             if self.registry.get("distillers", loss.use or label).cls.deployed is not Distiller.deployed:
                 raise ConfigError(
