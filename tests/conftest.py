@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,12 @@ SMALL = {
     "schedule": {"epochs": 2},
     "scale": {"num_workers": 0},
 }
+
+
+def hear_interrupts() -> None:
+    """For subprocess's `preexec_fn`. A shell lets what it starts in the background ignore Ctrl-C, and so would its
+    children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 WHOLE = ("losses", "student", "teacher", "extra_views")  # given anew as a whole

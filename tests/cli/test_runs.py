@@ -12,6 +12,7 @@ import pytest
 
 from kdray.run.asking import CHECKPOINT, ask
 from kdray.run.folder import RunFolder
+from tests.conftest import hear_interrupts
 
 
 def test_a_name_that_is_taken(desk):
@@ -199,20 +200,15 @@ def test_a_checkpoint_of_another_config(desk):
     assert "its config.yaml was changed" in desk.refused("resume", "mine", code=4)
 
 
-def _hear_interrupts():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def _started(desk, run, *arguments):
     """A command in a process of its own, whose run has begun to train."""
-    # A shell lets what it starts in the background ignore Ctrl-C, and so would its children.
     process = subprocess.Popen(
         [sys.executable, "-m", "kdray", *map(str, arguments)],
         cwd=desk.path,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=_hear_interrupts,
+        preexec_fn=hear_interrupts,
     )
     until = time.monotonic() + 60
     while not list(desk.path.glob(f"runs/{run}/progress.json")) and time.monotonic() < until:

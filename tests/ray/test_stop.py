@@ -13,13 +13,10 @@ import pytest
 
 from kdray.engine.checkpoint import checkpoints
 from kdray.run.folder import RunFolder
+from tests.conftest import hear_interrupts
 from tests.ray.test_survival import SETTINGS
 
 LONG = {**SETTINGS, "schedule": {"epochs": 4}, "checkpoint": {"every_epochs": 3}}  # no checkpoint before epoch 3
-
-
-def hear_interrupts():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is started in the background may be made to ignore them
 
 
 class Command:

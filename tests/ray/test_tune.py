@@ -20,7 +20,7 @@ from kdray.registry import Registry
 from kdray.run.console import Console
 from kdray.run.folder import RunFolder, read_json
 from kdray.run.trials import read_trials
-from tests.conftest import ROOT
+from tests.conftest import ROOT, hear_interrupts
 
 VALIDATED = {"samples": 300, "batch_size": 30, "validation": 0.2}
 
@@ -185,7 +185,12 @@ def test_a_search_interrupted_by_ctrl_c_goes_on(lab):
     file = lab.config("cut", data=VALIDATED, tune={**tune, "max_concurrent": 1}, schedule={"epochs": 40})
     folder, command = lab.path / "runs" / "cut", [sys.executable, "-m", "kdray", "tune"]
     process = subprocess.Popen(
-        [*command, str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        [*command, str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     while True:
         found = read_trials(folder) if (folder / "trials").exists() else []
