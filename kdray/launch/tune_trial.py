@@ -96,6 +96,8 @@ def trial(drawn: dict, search: Search) -> None:
     values = decode(settings, drawn)
     if run.status["state"] == "failed" and _values(run) == values:
         raise RunFailed(run.status["error"])  # Ray tries again after a lost process; this would only happen again
+    if run.finished and _values(run) == values:  # Ray Tune was interrupted before it wrote that down
+        return _Report(run, run.rows("epoch")[-1]["epoch"], settings.searcher == "pbt").end()
     try:
         registry = search.code.load()
         config = search.config(drawn, name, registry)
