@@ -87,7 +87,7 @@ def test_a_resumed_run_is_tracked_again(desk, told, interrupted):
     assert desk("resume", "small").code == 0
     after = told()[before:]
     # The checkpoint is there, and nobody had been told of it.
-    assert after[0][0] == "made" and after[1] == ["checkpoint", 4] and after[2][:2] == ["step", 5]
+    assert after[0][0] == "made" and after[1][:2] == ["checkpoint", 4] and after[2][:2] == ["step", 5]
     assert after[-1] == ["closed", "finished"]
 
 
