@@ -203,8 +203,10 @@ class Tune(Experiment):
                 cpus=share.cpus,
                 gpus=share.gpus,
             )
-            self._search(run, prepared, search, share)
-            summary = self._finish(run, prepared)
+            # Also after the last trial: what it leaves when it is stopped, the winner's run needs.
+            with _swept() if prepared.tune.trial_workers > 1 else contextlib.nullcontext():
+                self._search(run, prepared, search, share)
+                summary = self._finish(run, prepared)
             run.set_status("finished")
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
@@ -291,17 +293,16 @@ class Tune(Experiment):
         screen = Screen(self.console, run.path, settings.count, settings.metrics)
         Telling.folder, Telling.screen = run.path, screen
         try:
-            with _swept() if settings.trial_workers > 1 else contextlib.nullcontext():
-                tuner(
-                    trainable,
-                    settings,
-                    config.seed,
-                    _most_epochs(config),
-                    run.path,
-                    share.at_once,
-                    config.scale.max_failures,
-                    [Telling()],
-                ).fit()
+            tuner(
+                trainable,
+                settings,
+                config.seed,
+                _most_epochs(config),
+                run.path,
+                share.at_once,
+                config.scale.max_failures,
+                [Telling()],
+            ).fit()
         finally:
             screen.close()
 
