@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from steps import machine
 
 from kdray.config.schema import ModelConfig
