@@ -14,7 +14,7 @@ from kdray.data.source import Source
 from kdray.data.views import batches
 from kdray.engine.build import Parts, build
 from kdray.engine.context import Context
-from kdray.engine.train import Job, Training
+from kdray.engine.train import BatchPlace, Job, Training
 from kdray.registry import Registry
 from kdray.specs import DatasetSpec
 from kdray.teacher.setup import Place
@@ -68,7 +68,8 @@ class Steps:
         for _ in range(steps):
             views = {name: next(pictures) for name, pictures in self.pictures.items()}
             rows = self.order[self.done]
-            self.training._step(rows, rows, views.pop(""), views, next(self.stored), self.done, len(self.order))
+            at = BatchPlace(self.done, len(self.order), len(rows), rows, rows)
+            self.training._step(at, views.pop(""), views, next(self.stored))
             self.training.counters.step += 1
             self.done += 1
         return (time.perf_counter() - began) / steps

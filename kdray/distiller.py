@@ -105,7 +105,8 @@ class Batch:
 class Step:
     """The step a loss is evaluated in, and the only road to the other workers.
 
-    `number` counts batches from 0. `generator` is a CPU generator in the same state on every worker, new at each step.
+    `number` counts batches from 0. `generator` is a CPU generator in the same state on every worker, new at each step;
+    `device_generator` the same on the device of the batch, for draws that a recorded step repeats with new numbers.
     """
 
     number: int
@@ -114,6 +115,10 @@ class Step:
     rank: int = 0
     world_size: int = 1
     _gather: Callable[[Tensor, bool], Tensor] | None = None
+    device_generator: torch.Generator | None = None
+
+    def __post_init__(self):
+        self.device_generator = self.device_generator or self.generator
 
     def gather(self, x: Tensor, differentiable: bool = False) -> Tensor:
         """Rows of all workers in global order, (B, …) to (size, …).
@@ -199,6 +204,11 @@ class Distiller(nn.Module):
     mixes: ClassVar[bool] = False
     """Whether it understands pictures of two classes, `batch.target` and `batch.partner` by `batch.share`. A loss that
     reads no classes need not say so."""
+    recordable: ClassVar[bool] = False
+    """Whether its part of a step may be recorded on a GPU and replayed at all later steps. Then `forward` and
+    `after_backward` do the same work on the device each time: they wait for nothing from it (`.item()`, `nonzero`,
+    masks as indices), copy nothing from the host, draw from `step.device_generator`, and read neither `step.number`,
+    `step.epoch` nor `batch.epoch`. What they do once, in the first steps, is done before the recording."""
     scheduled: ClassVar[frozenset[str]] = frozenset()
     """Numeric options that `schedule:` of a config may move while training: `forward` reads them from `self.options`
     each time."""

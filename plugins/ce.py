@@ -18,6 +18,7 @@ class CE(Distiller):
     Options = CEOptions
     requires = Requires(student={"logits"})
     mixes = True
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         ce = partial(F.cross_entropy, student.logits, label_smoothing=self.options.label_smoothing)

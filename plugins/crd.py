@@ -72,6 +72,7 @@ class CRD(Distiller):
     paper = "Tian, Krishnan, Isola: Contrastive Representation Distillation. ICLR 2020, arXiv 1910.10699"
     published = Published(resnet8x4=75.51, wrn_16_2=75.48, source="RepDistiller README, last epoch, 5 runs")
     scope = "batch"
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

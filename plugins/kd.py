@@ -21,6 +21,7 @@ class KD(Distiller):
     paper = "Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. NIPS workshop 2014, arXiv 1503.02531"
     published = Published(resnet8x4=73.33, wrn_16_2=74.92, source="RepDistiller README: weight 0.9, ce 0.1, last epoch")
     scheduled = frozenset({"temperature"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         T = self.options.temperature

@@ -324,6 +324,11 @@ class EngineConfig(Options):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Decay of an exponential moving average of the student, evaluated in its stead."
     )
+    record: bool = Field(
+        True,
+        description="On one GPU, record the step of the main loop once, as a CUDA graph, and replay it, where all "
+        "losses allow it: several times faster for small networks.",
+    )
     nonfinite: Literal["stop", "skip"] = Field(
         "stop",
         description="What a loss that is no finite number does: stop the run, or leave that batch's update out (every "

@@ -30,8 +30,9 @@ class ByClass(nn.Module):
     def _uniform(self, batch: Batch, step: Step, columns: int) -> Tensor:
         """(b, columns) in [0, 1): drawn for the whole global batch, so that a row does not depend on the worker it
         sits on."""
-        every = torch.rand(batch.size, columns, generator=step.generator, dtype=torch.float64)
-        return every[batch.offset : batch.offset + len(batch.index)].to(batch.index.device)
+        generator = step.device_generator
+        every = torch.rand(batch.size, columns, generator=generator, dtype=torch.float64, device=generator.device)
+        return every[batch.offset : batch.offset + len(batch.index)]
 
 
 class SameClass(ByClass):
@@ -62,22 +63,37 @@ class OtherClasses(ByClass):
         """
         # A window and what follows it hold K of other classes, whatever stands in them.
         length = min(self.total, self.count + self.largest)
-        order = torch.randperm(self.total, generator=step.generator).to(batch.index.device)
+        generator = step.device_generator
+        order = torch.randperm(self.total, generator=generator, device=generator.device)
         start = (self._uniform(batch, step, 1)[:, 0] * self.total).long()
         twice = torch.cat([order, order[:length]])
         window = twice.unfold(0, length, 1)[start]  # (b, length)
         labels = self.labels[twice].to(self.narrow)
         own = labels.unfold(0, length, 1)[start] == batch.target[:, None].to(self.narrow)
-        drawn, after = window[:, : self.count], window[:, self.count :]
-        # The i-th of the own class in a row gives its place to the i-th of another class that follows.
-        row, place = own[:, : self.count].nonzero(as_tuple=True)
-        found = row.bincount(minlength=len(window))
-        nth = torch.arange(len(row), device=row.device) - (found.cumsum(0) - found)[row]
-        others_first = own[:, self.count :].to(torch.uint8).sort(dim=1, stable=True).indices
-        drawn[row, place] = after[row, others_first[row, nth]]
-        return drawn
+        first = _first_replaced if window.device.type == "cpu" else _first_in_order
+        return first(window, own, self.count)
 
     def _independent(self, batch: Batch, step: Step) -> Tensor:
         size, start = self.size[batch.target, None], self.start[batch.target, None]
         place = (self._uniform(batch, step, self.count) * (self.total - size)).long()
         return self.order[place + size * (place >= start)]  # skip over the anchor's class
+
+
+def _first_replaced(window: Tensor, own: Tensor, count: int) -> Tensor:
+    """The first `count` of each row (b, L) that are not `own`: (b, count). Fast where few are own, but it has to wait
+    for a device."""
+    drawn, after = window[:, :count], window[:, count:]
+    # The i-th of the own class in a row gives its place to the i-th of another class that follows.
+    row, place = own[:, :count].nonzero(as_tuple=True)
+    found = row.bincount(minlength=len(window))
+    nth = torch.arange(len(row), device=row.device) - (found.cumsum(0) - found)[row]
+    others_first = own[:, count:].to(torch.uint8).sort(dim=1, stable=True).indices
+    drawn[row, place] = after[row, others_first[row, nth]]
+    return drawn
+
+
+def _first_in_order(window: Tensor, own: Tensor, count: int) -> Tensor:
+    """The same ones, in their order, by work that does not depend on what there is."""
+    place = (~own).cumsum(dim=1) - 1
+    place = place.masked_fill_(own, count).clamp_(max=count)  # the last column takes all that are not wanted
+    return window.new_empty(len(window), count + 1).scatter_(1, place, window)[:, :count]

@@ -71,12 +71,13 @@ class Bank(nn.Module):
     @torch.no_grad()
     def update(self, batch: Batch, step: Step) -> None:
         index = step.gather(batch.index)
-        # A sample that stands twice in a batch keeps its last row, in global order, on every worker.
-        last = ~(index[None, :] == index[:, None]).triu(1).any(dim=1)
+        # A sample that stands twice in a batch keeps its last row, in global order, on every worker: both write it.
+        places = torch.arange(len(index), device=index.device)
+        last = torch.where(index[None, :] == index[:, None], places, 0).amax(dim=1)
         m = self.momentum
         for memory, fresh in zip((self.memory_s, self.memory_t), self.fresh):
             fresh = step.gather(fresh)[last].to(memory.dtype)
-            memory[index[last]] = F.normalize(m * memory[index[last]] + (1 - m) * fresh, dim=1)
+            memory[index] = F.normalize(m * memory[index] + (1 - m) * fresh, dim=1)
 
 
 class Queue(Ring):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from .source import size_of
 if TYPE_CHECKING:
     from .build import Split
 
+TOGETHER_ON_GPU = 64 << 20  # bytes of pictures that are augmented at a time there; a batch would be over too soon
 AHEAD = 4  # batches that are decoded before they are asked for
 TOGETHER = 8  # pictures that a thread takes at a time
 
@@ -33,9 +35,18 @@ class Feed:
         if self.images is None:
             yield from self._streamed(positions, view)
             return
-        for chosen in positions:
-            ids = self.split.ids[chosen]
-            yield self.pipeline(self.images.index_select(0, ids.to(self.device, non_blocking=True)), ids, view)
+        for some in self._pieces(positions):
+            ids = self.split.ids[torch.cat(some)]
+            made = self.pipeline(self.images.index_select(0, ids.to(self.device, non_blocking=True)), ids, view)
+            yield from made.split([len(chosen) for chosen in some])
+
+    def _pieces(self, positions: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """Batches that are augmented together. On a CPU one alone: it stays in the cache."""
+        positions, size = iter(positions), 1
+        for first in positions:
+            if self.device.type == "cuda":
+                size = max(1, TOGETHER_ON_GPU // (len(first) * self.images[0].nbytes))
+            yield first, *islice(positions, size - 1)
 
     def _streamed(self, positions: Iterable[Tensor], view: int) -> Iterator[Tensor]:
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="kdray-decode")

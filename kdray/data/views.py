@@ -64,6 +64,12 @@ def batches(n: int, batch_size: int, seed: int, epoch: int, last_batch: str) -> 
     return found
 
 
+def shares(rows: int, workers: int) -> list[int]:
+    """The number of rows of each worker."""
+    parts = (share(rows, rank, workers) for rank in range(workers))
+    return [part.stop - part.start for part in parts]
+
+
 def share(rows: int, rank: int, workers: int) -> slice:
     """The rows of one worker: consecutive, and no two workers' numbers differ by more than one."""
     return slice(rows * rank // workers, rows * (rank + 1) // workers)

@@ -13,15 +13,16 @@ from ..data.feed import Feed
 from ..data.views import share
 from .context import Context
 
-BATCH = 256
+BATCH, BATCH_ON_GPU = 256, 2048
 
 
 @torch.no_grad()
 def evaluate(network: Callable[[Tensor], Tensor], split: Split, feed: Feed, context: Context) -> dict[str, float]:
     """`network` maps uint8 pictures (B, C, H, W) to logits (B, classes). Returns top1 and top5 (shares), loss (mean
     cross-entropy) and samples."""
+    size = BATCH_ON_GPU if context.device.type == "cuda" else BATCH
     part = share(len(split), context.rank, context.world_size)
-    positions = [chosen for chosen in torch.arange(part.start, part.stop).split(BATCH) if len(chosen)]
+    positions = [chosen for chosen in torch.arange(part.start, part.stop).split(size) if len(chosen)]
     totals = torch.zeros(4, dtype=torch.float64, device=context.device)  # top-1 hits, top-5 hits, summed loss, samples
     labels = split.labels.to(context.device)
     for chosen, pictures in zip(positions, feed.batches(positions, view=0)):
@@ -35,7 +36,7 @@ def evaluate(network: Callable[[Tensor], Tensor], split: Split, feed: Feed, cont
         context.alive()
     # A network in shares is computed by all workers together: each calls it as often as the one with most pictures.
     longest = -(-len(split) // context.world_size)
-    for pictures in feed.batches([torch.tensor([0])] * (-(-longest // BATCH) - len(positions)), view=0):
+    for pictures in feed.batches([torch.tensor([0])] * (-(-longest // size) - len(positions)), view=0):
         network(pictures)
     top1, top5, loss, samples = context.sum(totals).tolist()
     return {"top1": top1 / samples, "top5": top5 / samples, "loss": loss / samples, "samples": int(samples)}

@@ -42,8 +42,15 @@ def adamw(parameters, options: AdamWOptions):
 
     betas = (options.beta1, options.beta2)
     fused = _whole(parameters) or None
+    on_gpu = any(p.is_cuda for p in parameters if not isinstance(p, dict))
     return AdamW(
-        parameters, lr=options.lr, betas=betas, eps=options.eps, weight_decay=options.weight_decay, fused=fused
+        parameters,
+        lr=options.lr,
+        betas=betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=fused,
+        capturable=on_gpu,
     )
 
 

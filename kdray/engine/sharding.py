@@ -78,7 +78,8 @@ def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict:
     state = optimizer.state_dict()
     state["state"] = {i: whole(memory) for i, memory in state["state"].items()}
     everything = [i for group in state["param_groups"] for i in group["params"]]
-    state["param_groups"] = [{**state["param_groups"][0], "params": everything}]
+    settings = {k: v.item() if isinstance(v, Tensor) else v for k, v in state["param_groups"][0].items()}
+    state["param_groups"] = [{**settings, "params": everything}]
     return state
 
 
@@ -88,7 +89,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     memory = {i: {k: _like(x, parameters[i]) for k, x in m.items()} for i, m in state["state"].items()}
     settings = state["param_groups"][0]
-    kept = ("params", "fused", "foreach")  # how it works here, whatever wrote the state
+    kept = ("params", "fused", "foreach", "capturable")  # how it works here, whatever wrote the state
     groups = [{**settings, **{k: group[k] for k in kept if k in group}} for group in own]
     optimizer.load_state_dict({**state, "state": memory, "param_groups": groups})
 

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from .context import Context
 
+ROWS = ""
+"""The number of rows, among the sums by name."""
+
 
 class Sums:
     """Each term times its rows, and the rows. start: by name, what each worker had summed up at a checkpoint; other
@@ -14,27 +17,31 @@ class Sums:
 
     def __init__(self, context: Context, start: dict[str, list[float]]):
         self.context = context
-        self.names = list(start)
         if all(len(values) == context.world_size for values in start.values()):
-            mine = [values[context.rank] for values in start.values()]
+            mine = {name: values[context.rank] for name, values in start.items()}
         else:
-            mine = [sum(values) if context.is_first else 0.0 for values in start.values()]
-        self.values = torch.tensor(mine, dtype=torch.float64, device=context.device)
+            mine = {name: sum(values) if context.is_first else 0.0 for name, values in start.items()}
+        self.rows = mine.pop(ROWS, 0.0)
+        self.names = list(mine)
+        self.values = torch.tensor(list(mine.values()), dtype=torch.float64, device=context.device)
         self.unseen: list[Tensor] = []  # the terms of each step since `first_lost` was last asked
 
     def add(self, terms: dict[str, Tensor], rows: int) -> None:
         if not self.names:
-            self.names = ["", *terms]  # "": the rows
+            self.names = list(terms)
             self.values = torch.zeros(len(self.names), dtype=torch.float64, device=self.context.device)
-        ones = torch.ones((), device=self.context.device)
-        now = torch.stack([ones, *(t.detach() for t in terms.values())]).double()
-        self.values += now * rows
+        now = torch.stack([term.detach() for term in terms.values()]).double()
+        self.values.add_(now, alpha=rows)
+        self.rows += rows
         self.unseen.append(now)
 
     def by_worker(self) -> dict[str, list[float]]:
         """What `start` is to be."""
-        parts = self.context.gather(self.values[None], [1] * self.context.world_size)
-        return dict(zip(self.names, parts.T.tolist()))
+        parts = self.context.gather(self._with_rows()[None], [1] * self.context.world_size)
+        return dict(zip([ROWS, *self.names], parts.T.tolist()))
+
+    def _with_rows(self) -> Tensor:
+        return torch.cat([self.values.new_full((1,), self.rows), self.values])
 
     def first_lost(self) -> tuple[int, list[str]] | None:
         """The first step since this was last asked where a term was not finite, for whichever worker: how many steps
@@ -49,6 +56,5 @@ class Sums:
         return None
 
     def means(self) -> dict[str, float]:
-        totals = dict(zip(self.names, self.context.sum(self.values.clone()).tolist()))
-        rows = totals.pop("")
-        return {name: total / rows for name, total in totals.items()}
+        rows, *totals = self.context.sum(self._with_rows()).tolist()
+        return {name: total / rows for name, total in zip(self.names, totals)}

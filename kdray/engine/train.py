@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config.load import digest
 from ..config.schema import Config
 from ..data.feed import Feed
-from ..data.views import batches, share, stream
+from ..data.views import batches, share, shares, stream
 from ..distiller import Batch, Step
 from ..errors import ConfigError, PluginError, Stopped
 from ..registry import Registry
@@ -51,6 +51,7 @@ from .labels import batch_for
 from .listening import Listener
 from .objective import naming
 from .phases import Trainable, phases
+from .recording import Dials, Inputs, Recorder, Terms, obstacle
 from .schedule import loss_weight, lr_factor, option_value
 from .sharding import by_share, check_sharding, clip_norm, load_optimizer, load_whole, shard, whole, whole_optimizer
 from .sums import Sums
@@ -78,6 +79,26 @@ class Job:
     """Fingerprint of the data, where it is known: another node may hold others under the same path."""
     test: bool = True
     """Whether the test set is looked at. A trial of a search does not."""
+
+
+@dataclass(frozen=True)
+class BatchPlace:
+    """Where a batch stands: the `number`-th of the epoch's `batches`, of `size` samples over all workers, of which this
+    one has `mine` (b,), their positions in the split; `index` is the same on the device."""
+
+    number: int
+    batches: int
+    size: int
+    mine: Tensor
+    index: Tensor
+
+    def ends_update(self, accumulate: int) -> bool:
+        """Whether the optimizer steps after it: at every `accumulate` batches, and at the epoch's end."""
+        return (self.number + 1) % accumulate == 0 or self.number + 1 == self.batches
+
+    def batches_of_update(self, accumulate: int) -> int:
+        """Batches that share its update: fewer at an epoch's end."""
+        return min(accumulate, self.batches - self.number // accumulate * accumulate)
 
 
 class Log(Protocol):
@@ -136,6 +157,8 @@ class Training:
             name: Feed(parts.data.train, pipeline, config.data.threads, device)
             for name, pipeline in parts.views.items()
         }
+        # Of the losses' draws, on the CPU and on the device; seeded at every step.
+        self.generators = [torch.Generator(place) for place in dict.fromkeys(("cpu", device.type))]
         self.counters = Counters(digest=digest(config))
         self.ema = None
         self._go_on()
@@ -181,9 +204,22 @@ class Training:
         if self.phase.stage is None and self.config.engine.ema:
             self.ema = EMA(self.network, self.config.engine.ema)
         self.terms: list[str] | None = None  # their names, from the first step on
+        self._begin_recording()
         self.wrapped = None
         gc.collect()  # the last phase's wrapper takes its hooks off the parameters when it goes
         self.wrapped = self._distribute()
+
+    def _begin_recording(self) -> None:
+        """Steps of the main loop are recorded where they can be."""
+        context, main = self.context, self.phase.stage is None
+        why_not = obstacle(self.config, context, self.objective.by_label(), self.optimizer) if main else "a stage"
+        self.dials = Dials(context.device, self.parts.precision.dtype, on_device=not why_not)
+        self.recorder = None
+        if not why_not:
+            size = min(self.config.data.batch_size, len(self.parts.data.train))
+            self.recorder = Recorder(self._work, self.generators[-1], size, ", ".join(self.objective.labels))
+        if main and context.device.type == "cuda":
+            self._row({"kind": "recording", "obstacle": why_not})
 
     def _distribute(self) -> nn.Module:
         if self.context.world_size == 1 or all(isinstance(p, DTensor) for p in self.parameters):
@@ -207,6 +243,17 @@ class Training:
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        # A recording cannot be made on the default stream, nor of a backward pass whose first one was there.
+        with torch.cuda.stream(self._stream()):
+            self._run()
+
+    def _stream(self) -> torch.cuda.Stream | None:
+        if self.context.device.type != "cuda" or self.context.world_size > 1:
+            return None
+        torch.cuda.synchronize(self.context.device)
+        return torch.cuda.Stream(self.context.device)
+
+    def _run(self) -> None:
         self.started = time.monotonic() - self.counters.seconds
         if "test" not in self.splits:
             pass  # the teachers are measured on it too
@@ -286,6 +333,7 @@ class Training:
             len(self.parts.data.train), config.data.batch_size, config.seed, counters.epoch, config.data.last_batch
         )
         mine = [rows[share(len(rows), context.rank, context.world_size)] for rows in order]
+        index = torch.cat(mine).to(context.device).split([len(rows) for rows in mine])
         view = self._view()
         sums = Sums(context, counters.sums)
         self.trainable.set_modes(self.phase)
@@ -296,10 +344,10 @@ class Training:
         stored = self.parts.teachers.stored(ids, view, self._heard(self._concerned()), following)
         for number in range(done_before, len(order)):
             views = {name: next(more) for name, more in extra.items()}
-            terms = self._step(order[number], mine[number], next(pictures), views, next(stored), number, len(order))
+            at = BatchPlace(number, len(order), len(order[number]), mine[number], index[number])
+            terms = self._step(at, next(pictures), views, next(stored))
             if not self.lost:
-                total = self._total(terms, counters.epoch + number / len(order))
-                sums.add({TOTAL: total, **terms}, len(mine[number]))
+                sums.add(terms, len(mine[number]))
             counters.step += 1
             counters.batch += 1
             self._count_skipped(order)
@@ -307,12 +355,12 @@ class Training:
             self._say(
                 phase="training", stage=self.phase.name, epoch=counters.epoch, batch=counters.batch, batches=len(order)
             )
-            if terms and not self.lost and counters.step % config.engine.log_every == 0:
+            if self.terms and not self.lost and counters.step % config.engine.log_every == 0:
                 self._check_finite(sums, order)
                 self._log_step(terms, len(mine[number]))
             self.asked = self.listener.hear(counters.step) or self.asked
             due = (self.asked or self._checkpoint_is_due()) and not self.lost
-            if due and counters.batch < len(order) and self._at_update(number, len(order)):
+            if due and counters.batch < len(order) and at.ends_update(config.engine.accumulate):
                 counters.sums = sums.by_worker()
                 self._check_finite(sums, order)
                 self._checkpoint()
@@ -330,68 +378,87 @@ class Training:
         else:
             self._finish_epoch(train_terms, loss, seen / seconds)
 
-    def _step(
-        self,
-        rows: Tensor,
-        mine: Tensor,
-        pictures: Tensor,
-        views: dict[str, Tensor],
-        stored: Stored,
-        number: int,
-        total: int,
-    ) -> dict[str, Tensor]:
+    def _step(self, at: BatchPlace, pictures: Tensor, views: dict[str, Tensor], stored: Stored) -> Terms:
+        """One batch, of this worker's pictures uint8 (b, C, H, W). Returns the terms, and their weighted sum as
+        `TOTAL`."""
         config, context, step = self.config, self.context, self.counters.step
-        at = self.counters.epoch + number / total
-        counts = [len(rows[share(len(rows), r, context.world_size)]) for r in range(context.world_size)]
-        index = mine.to(context.device, non_blocking=True)
+        self.at, epoch = at, self.counters.epoch + at.number / at.batches
+        self.counts = shares(at.size, context.world_size)
+        concerned = self._concerned()
+        if at.ends_update(config.engine.accumulate):
+            self.lr = self._lr(epoch)
+            self.dials.set("lr", self.lr)
+        for label in concerned:
+            self.dials.set(f"weight of {label}", self._weight(label, epoch))
+        self._move_options(concerned, epoch)
+        reseed(stream(config.seed, "dropout", step, context.rank), context.device)
+        for generator in self.generators:
+            generator.manual_seed(stream(config.seed, "step", step))
         batch = Batch(
-            index=index,
-            target=self.labels[index],
+            index=at.index,
+            target=at.index,  # until `_work` looks them up
             epoch=self.counters.epoch,
-            offset=sum(counts[: context.rank]),
-            size=len(rows),
+            offset=sum(self.counts[: context.rank]),
+            size=at.size,
         )
         if mix := self.parts.data.mix:
-            ids = self.parts.data.train.ids[mine]
+            ids = self.parts.data.train.ids[at.mine]
             partner, own = mix.labels(ids, self._view(), pictures.shape[-2:])
             batch.partner = partner.to(context.device, non_blocking=True)
             batch.share = own.to(context.device, self.parts.precision.dtype, non_blocking=True)
-        this_step = Step(
-            number=step,
+        known = self.parts.teachers.known(pictures, views, self._heard(concerned), stored)
+        inputs = Inputs(pictures, views, batch, known)
+        return self.recorder(inputs) if self.recorder else self._work(inputs)
+
+    def _work(self, inputs: Inputs) -> Terms:
+        """The part of a step that the device does. What it reads beside its inputs is the same at every step, or stands
+        in `dials`: it may be recorded."""
+        context, batch = self.context, inputs.batch
+        batch.target = self.labels[batch.index]
+        counts = self.counts
+        step = Step(
+            number=self.counters.step,
             epoch=self.counters.epoch,
-            generator=torch.Generator().manual_seed(stream(config.seed, "step", step)),
+            generator=self.generators[0],
+            device_generator=self.generators[-1],
             rank=context.rank,
             world_size=context.world_size,
             _gather=lambda x, differentiable: context.gather(x, counts, differentiable),
         )
-        reseed(stream(config.seed, "dropout", step, context.rank), context.device)
-        update = self._at_update(number, total)
+        update = self.at.ends_update(self.config.engine.accumulate)
         concerned = self._concerned()
-        self._move_options(concerned, at)
         distributed = self.wrapped is not self.objective
         statistics = self._statistics()
         if self.sharded:
             self.parts.student.model.set_requires_gradient_sync(update)
         with self.wrapped.no_sync() if distributed and not update else nullcontext():
-            teachers = self.parts.teachers(pictures, views, self._heard(concerned), stored)
-            x, *more = (self.parts.normalize(p, self.parts.precision.dtype) for p in (pictures, *views.values()))
-            terms = self.wrapped(x, dict(zip(views, more)), teachers, batch, this_step)
+            teachers = self.parts.teachers(inputs.pictures, inputs.views, self._heard(concerned), inputs.known)
+            x, *more = (
+                self.parts.normalize(p, self.parts.precision.dtype) for p in (inputs.pictures, *inputs.views.values())
+            )
+            terms = self.wrapped(x, dict(zip(inputs.views, more)), teachers, batch, step)
             self._check_terms(list(terms), concerned)
             # Means over unequal parts: a part counts by its rows, so that the workers' average is the global mean.
-            part = len(mine) * context.world_size / len(rows) / self._batches_of_update(number, total)
+            part = (
+                len(batch.index)
+                * context.world_size
+                / batch.size
+                / self.at.batches_of_update(self.config.engine.accumulate)
+            )
             self.lost = self._lost(terms)
             self.spoiled = self.spoiled or bool(self.lost)
+            total = self._total(terms)
             if terms and not self.lost:
-                (self._total(terms, at) * part).backward()
+                (total * part).backward()
         for buffer, before in statistics if self.lost else ():
             buffer.copy_(before)
         for label, distiller in self.objective.by_label():
             if label in concerned and not self.lost:
-                with naming(label, distiller, self.phase, this_step):
-                    distiller.after_backward(batch_for(label, distiller, batch), this_step)
+                with naming(label, distiller, self.phase, step):
+                    distiller.after_backward(batch_for(label, distiller, batch), step)
         if update and terms:
-            self._update(at)
-        return terms
+            self._update()
+        return {name: term.detach() for name, term in {TOTAL: total, **terms}.items()}
 
     def _statistics(self) -> list[tuple[Tensor, Tensor]]:
         """The student's buffers and what they hold, where a batch may have to be left out."""
@@ -456,7 +523,7 @@ class Training:
             samples = self.parts.data.train.ids[order[counters.batch - 1 - ago]].tolist()
             raise not_finite(lost, self.terms, counters.epoch + 1, counters.step - 1 - ago, samples)
 
-    def _update(self, at: float) -> None:
+    def _update(self) -> None:
         if self.config.engine.nonfinite == "skip":
             if not self.spoiled and not finite_gradients(self.parameters, self.context):
                 self.lost = ["the gradient"]
@@ -464,9 +531,8 @@ class Training:
             if spoiled:
                 self.optimizer.zero_grad(set_to_none=True)
                 return
-        lr = self._lr(at)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = self.dials["lr"]
         if self.config.engine.clip_norm:
             clip_norm(self.parameters, self.config.engine.clip_norm)
         self.optimizer.step()
@@ -474,20 +540,20 @@ class Training:
         if self.ema:
             self.ema.update()
 
-    def _total(self, terms: dict[str, Tensor], at: float) -> Tensor:
+    def _total(self, terms: Terms) -> Tensor:
         """The weighted sum that is trained."""
         zero = torch.zeros((), device=self.context.device)
-        return sum((self._weight(name, at) * term for name, term in terms.items()), zero)
+        return sum((self.dials[f"weight of {name.split('/')[0]}"] * term for name, term in terms.items()), zero)
 
     def _lr(self, at: float) -> float:
         base, stage = self.config.optimizer.lr, self.phase.stage
         return (stage.lr or base) if stage else base * lr_factor(self.config.schedule, at)
 
-    def _weight(self, term: str, at: float) -> float:
-        """Of a term in the sum; in a stage there is one loss only, and it counts as it is."""
+    def _weight(self, label: str, at: float) -> float:
+        """Of a loss's terms in the sum; in a stage there is one loss only, and it counts as it is."""
         if self.phase.stage:
             return 1.0
-        return loss_weight(self.config.losses[term.split("/")[0]].weight, at, self.config.schedule.epochs)
+        return loss_weight(self.config.losses[label].weight, at, self.config.schedule.epochs)
 
     def _move_options(self, labels: list[str], at: float) -> None:
         """Set the options that the config lets move to their values at epoch `at` of the main loop."""
@@ -497,14 +563,6 @@ class Training:
                 given = self.options[label]
                 now = {k: option_value(getattr(given, k), m, at, self._epochs()) for k, m in moving.items()}
                 distiller.options = given.model_copy(update=now)
-
-    def _at_update(self, number: int, total: int) -> bool:
-        return (number + 1) % self.config.engine.accumulate == 0 or number + 1 == total
-
-    def _batches_of_update(self, number: int, total: int) -> int:
-        """Batches that share the update of batch `number`: fewer at an epoch's end."""
-        k = self.config.engine.accumulate
-        return min(k, total - number // k * k)
 
     # -- after an epoch ----------------------------------------------------------------------------------------------
 
@@ -552,7 +610,7 @@ class Training:
             {
                 "kind": "epoch",
                 "epoch": counters.epoch,
-                "lr": self.optimizer.param_groups[0]["lr"],
+                "lr": self.lr,
                 "loss": loss,
                 "terms": terms,
                 **results,
@@ -625,9 +683,9 @@ class Training:
         if self.context.is_first:
             self.log.row({"step": self.counters.step, **row})
 
-    def _log_step(self, terms: dict[str, Tensor], rows: int) -> None:
+    def _log_step(self, terms: Terms, rows: int) -> None:
         sums = Sums(self.context, {})
-        sums.add(terms, rows)
+        sums.add({name: term for name, term in terms.items() if name != TOTAL}, rows)
         of_stage = {"stage": self.phase.name} if self.phase.stage else {}
         self._row({"kind": "step", **of_stage, "epoch": self.counters.epoch, "terms": sums.means()})
 

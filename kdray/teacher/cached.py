@@ -40,7 +40,7 @@ class CachedTeacher:
     def batches(self, ids: list[Tensor], view: int, following: int | None) -> Iterator[dict[str, Found]]:
         """What is stored for samples `ids` (b,) a batch, as they look in `view`, by kind of pictures. following: the
         view of the next epoch."""
-        every = {kind: store.batches(ids, view, following) for kind, store in self.stores.items()}
+        every = {kind: store.batches(ids, view, following, self.device) for kind, store in self.stores.items()}
         for _ in ids:
             yield {kind: next(found) for kind, found in every.items()}
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import itemgetter
 from threading import Thread
 
 import numpy as np
@@ -22,6 +23,10 @@ TOGETHER = 1 << 16
 """Most rows of a shard that a run adds."""
 
 
+Parts = dict[str, dict[str, Tensor]]
+"""By output, the tensors in which it is stored."""
+
+
 @dataclass
 class Found:
     """What there is about the b pictures of a batch."""
@@ -29,12 +34,25 @@ class Found:
     keys: np.ndarray
     there: Tensor
     """(b,) bool, on the CPU: which have an answer."""
-    parts: dict[str, dict[str, Tensor]]
-    """By output, the stored tensors of those that do."""
+    parts: Parts
+    """Of those that do."""
 
     @property
     def complete(self) -> bool:
         return bool(self.there.all())
+
+
+def _by_batch(block: list[np.ndarray], there: np.ndarray, parts: Parts) -> Iterator[Found]:
+    begin = taken = 0
+    for keys in block:
+        has = there[begin : begin + len(keys)]
+        chosen = slice(taken, taken + int(has.sum()))
+        yield Found(keys, torch.from_numpy(has), _each(parts, itemgetter(chosen)))
+        begin, taken = begin + len(keys), chosen.stop
+
+
+def _each(parts: Parts, change: Callable[[Tensor], Tensor]) -> Parts:
+    return {output: {name: change(x) for name, x in tensors.items()} for output, tensors in parts.items()}
 
 
 @dataclass
@@ -55,9 +73,10 @@ class Store:
             for output, width in self.outputs.items()
         }
 
-    def batches(self, ids: list[Tensor], view: int, following: int | None) -> Iterator[Found]:
-        """For samples `ids` (b,) a batch, as they look in `view`. A thread gathers some batches ahead, another one
-        fetches what the view of the `following` epoch needs, where the cache is elsewhere."""
+    def batches(self, ids: list[Tensor], view: int, following: int | None, device: torch.device) -> Iterator[Found]:
+        """For samples `ids` (b,) a batch, as they look in `view`, with what is stored on `device`. A thread gathers
+        some batches ahead, another one fetches what the view of the `following` epoch needs, where the cache is
+        elsewhere."""
         if not ids:
             return
         every = self.pictures.keys(torch.cat(ids), view).numpy()
@@ -66,14 +85,14 @@ class Store:
         blocks = [keys[i : i + size] for i in range(0, len(keys), size)]
         with ThreadPoolExecutor(1, thread_name_prefix="kdray-cache") as pool:
             rows = {output: reader.load(every) for output, reader in self.readers.items()}
-            coming = pool.submit(self._gather, blocks[0], rows)
+            coming = pool.submit(self._gather, blocks[0], rows, device)
             if following is not None:
                 self._fetch(self.pictures.keys(torch.cat(ids), following).numpy())
-            for following in [*blocks[1:], None]:
-                found = coming.result()
-                if following is not None:
-                    coming = pool.submit(self._gather, following, rows)
-                yield from found
+            for block, next_block in zip(blocks, [*blocks[1:], None]):
+                there, parts = coming.result()
+                if next_block is not None:
+                    coming = pool.submit(self._gather, next_block, rows, device)
+                yield from _by_batch(block, there, _each(parts, lambda x: x.to(device, non_blocking=True)))
 
     def _fetch(self, keys: np.ndarray) -> None:
         """Begin to bring the shards with these keys to this machine. What fails is told when they are read."""
@@ -81,24 +100,13 @@ class Store:
             for reader in self.readers.values():
                 Thread(target=reader.fetch, args=(keys,), name="kdray-fetch", daemon=True).start()
 
-    def _gather(self, batches: list[np.ndarray], rows: dict) -> list[Found]:
-        keys = np.concatenate(batches)
+    def _gather(self, block: list[np.ndarray], rows: dict, device: torch.device) -> tuple[np.ndarray, Parts]:
+        """Which of the keys of a block are stored, and what, by output; pinned on its way to a GPU."""
+        keys = np.concatenate(block)
         places = {output: of_output.find(keys) for output, of_output in rows.items()}
         there = np.logical_and.reduce([place >= 0 for place in places.values()])
         parts = {output: rows[output].take(place[there]) for output, place in places.items()}
-        found, begin, taken = [], 0, 0
-        for batch in batches:
-            has = there[begin : begin + len(batch)]
-            chosen = slice(taken, taken + int(has.sum()))
-            found.append(
-                Found(
-                    batch,
-                    torch.from_numpy(has),
-                    {output: {name: x[chosen] for name, x in tensors.items()} for output, tensors in parts.items()},
-                )
-            )
-            begin, taken = begin + len(batch), chosen.stop
-        return found
+        return there, _each(parts, Tensor.pin_memory) if device.type == "cuda" else parts
 
     def decode(self, output: str, parts: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
         moved = {name: x.to(device, non_blocking=True) for name, x in parts.items()}

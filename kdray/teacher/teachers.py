@@ -47,26 +47,35 @@ class Teachers:
         for _ in ids:
             yield {name: next(batches) for name, batches in known.items()}
 
-    def __call__(
+    def known(
         self, pictures: Tensor, views: dict[str, Tensor], labels: Collection[str], stored: Stored
     ) -> dict[str, Outputs]:
-        """Outputs by label for the losses `labels`, each teacher asked once. views: further pictures."""
+        """By name, what those teachers say that the losses `labels` listen to and that need not look at the batch, or
+        at parts of it only."""
+        found = {}
+        for name in sorted(self.heard(labels)):
+            match self.by_name[name]:
+                case CachedTeacher() as teacher:
+                    found[name] = teacher.answer(stored[name], pictures, views)
+                case PlacedTeacher():
+                    found[name] = stored[name]
+        return found
+
+    def __call__(
+        self, pictures: Tensor, views: dict[str, Tensor], labels: Collection[str], known: dict[str, Outputs]
+    ) -> dict[str, Outputs]:
+        """Outputs by label for the losses `labels`, each teacher asked once that is not among the `known`. views:
+        further pictures."""
         asked = {label: self.of_loss[label] for label in labels}
         heard = self.heard(labels)
-        seen = {name: self._ask(name, pictures, views, stored) for name in self.by_name if name in heard}
+        seen = {
+            name: known[name] if name in known else _look(teacher, pictures, views)
+            for name, teacher in self.by_name.items()
+            if name in heard
+        }
         if AVERAGE in asked.values():
             seen[AVERAGE] = average(list(seen.values()))
         return {label: seen[name] if name else Outputs() for label, name in asked.items()}
-
-    def _ask(self, name: str, pictures: Tensor, views: dict[str, Tensor], stored: Stored) -> Outputs:
-        teacher = self.by_name[name]
-        if isinstance(teacher, CachedTeacher):
-            return teacher.answer(stored[name], pictures, views)
-        if isinstance(teacher, PlacedTeacher):
-            return stored[name]
-        outputs = teacher(pictures)
-        outputs.views = {view: teacher(x) for view, x in views.items()}
-        return outputs
 
     def flush(self) -> None:
         """Write what teachers that fill a cache have added."""
@@ -79,6 +88,12 @@ class Teachers:
         if name != AVERAGE:
             return self.by_name[name](pictures).logits
         return average([teacher(pictures) for teacher in self.by_name.values()]).logits
+
+
+def _look(teacher: LiveTeacher, pictures: Tensor, views: dict[str, Tensor]) -> Outputs:
+    outputs = teacher(pictures)
+    outputs.views = {view: teacher(x) for view, x in views.items()}
+    return outputs
 
 
 def average(outputs: list[Outputs]) -> Outputs:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdray.engine.train import BatchPlace
 from kdray.errors import MismatchError
 
 
@@ -36,13 +37,9 @@ def test_accumulation_is_the_mean_of_its_batches(lab):
 
 def test_the_rest_of_an_epoch_is_averaged_over_the_batches_it_has(lab):
     """5 batches, 4 an update: the second update has one batch, and must count in full."""
-    from types import SimpleNamespace
-
-    from kdray.engine.train import Training
-
-    at = SimpleNamespace(config=SimpleNamespace(engine=SimpleNamespace(accumulate=4)))
-    assert [Training._batches_of_update(at, n, 5) for n in range(5)] == [4, 4, 4, 4, 1]
-    assert [Training._at_update(at, n, 5) for n in range(5)] == [False, False, False, True, True]
+    batches = [BatchPlace(n, 5, 1, torch.tensor([0]), torch.tensor([0])) for n in range(5)]
+    assert [at.batches_of_update(4) for at in batches] == [4, 4, 4, 4, 1]
+    assert [at.ends_update(4) for at in batches] == [False, False, False, True, True]
 
 
 def test_ema_is_what_is_evaluated_and_exported(lab):
