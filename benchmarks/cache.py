@@ -18,32 +18,16 @@ import time
 from pathlib import Path
 
 import torch
-from steps import ROOT, Steps, config_of, machine, order_of, parts_of, registry_with_random_pictures
+from answers import fill, store_of
+from steps import ROOT, Steps, config_of, machine, parts_of, registry_with_random_pictures
 
 from kdray.teacher.compute import BATCH, compute
-from kdray.teacher.setup import Place, identities, stores
+from kdray.teacher.setup import Place
 
 PAIRS = {"ResNet-32x4 -> ResNet-8x4": ("resnet32x4", "resnet8x4"), "WRN-40-2 -> WRN-16-2": ("wrn_40_2", "wrn_16_2")}
 METHODS = {"kd": "configs/repdistiller/kd.yaml", "crd": "configs/repdistiller/crd.yaml"}
 SPARE = 4
 """Steps that warm up."""
-
-
-def store_of(config, parts, place):
-    section, live, needs = config.teacher, parts.teachers.by_name["teacher"], parts.needs["teacher"]
-    wanted = identities(section, live, needs, parts.data, parts.views)
-    found = stores(place, section, wanted, needs, parts.data, parts.views, parts.shapes["teacher"])[""]
-    found.cache.create(found.identity, {"top1": 0.0, "top5": 0.0, "loss": 0.0, "samples": 0})
-    return found, live
-
-
-def filled(config, registry, place, steps: int) -> None:
-    """Store the answers that the first steps will need."""
-    store, live = store_of(config, parts_of(config, registry), place)
-    ids = torch.cat(order_of(config)[:steps])
-    keys = store.pictures.met(ids, [0])
-    for part in range(0, len(keys), 2048):
-        compute(keys[part : part + 2048], store, live, 4)
 
 
 def precompute_rate(config, registry, place, rounds: int) -> dict:
@@ -75,7 +59,7 @@ def measure(pair: tuple[str, str], registry, args) -> dict:
         for method, file in METHODS.items():
             config = config_of(ROOT / file, registry, *changes)
             place = Place(f"{folder}/{method}", Path(folder) / "mirror")
-            filled(config, registry, place, args.rounds * args.steps + SPARE)
+            fill(config, parts_of(config, registry), place, args.rounds * args.steps + SPARE)
             kinds[f"{method} live"] = Steps(config, registry, Path(folder) / "runs")
             kinds[f"{method} cached"] = Steps(config, registry, Path(folder) / "runs", {"teacher": place})
         alone = config_of(ROOT / METHODS["kd"], registry, *changes[1:], "teacher=null", "losses.kd=null")
