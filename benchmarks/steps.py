@@ -44,19 +44,30 @@ def config_of(path: Path, registry: Registry, *changes: str):
     return load_config(path, found, registry=registry).config
 
 
-def parts_of(config, registry: Registry, caches: dict[str, Place] | None = None) -> Parts:
-    return build(config, registry, Path("."), {}, torch.device("cpu"), caches)
+def parts_of(
+    config, registry: Registry, caches: dict[str, Place] | None = None, device: torch.device = torch.device("cpu")
+) -> Parts:
+    return build(config, registry, Path("."), {}, device, caches)
 
 
 class Steps:
-    def __init__(self, config, registry: Registry, folder: Path, caches: dict[str, Place] | None = None):
+    def __init__(
+        self,
+        config,
+        registry: Registry,
+        folder: Path,
+        caches: dict[str, Place] | None = None,
+        device: torch.device = torch.device("cpu"),
+    ):
         self.config = config
-        parts = parts_of(config, registry, caches)
-        self.training = Training(Job(config, folder, Path(".")), parts, registry, Context(), Silent())
+        parts = parts_of(config, registry, caches, device)
+        self.training = Training(Job(config, folder, Path(".")), parts, registry, Context(device=device), Silent())
+        self.stream = self.training._stream()
         self.training.counters.phase = len(self.training.phases) - 1
         self.training._begin_phase()
         self.training.trainable.set_modes(self.training.phase)
         self.order = order_of(config)
+        self.index = torch.cat(self.order).to(device).split([len(rows) for rows in self.order])
         feeds = {"": self.training.feed, **self.training.view_feeds}
         self.pictures = {name: feed.batches(self.order, view=0) for name, feed in feeds.items()}
         self.stored = parts.teachers.stored(self.order, 0, list(config.losses))
@@ -64,15 +75,21 @@ class Steps:
 
     def seconds(self, steps: int) -> float:
         """A step's, over `steps` of them."""
-        began = time.perf_counter()
+        with torch.cuda.stream(self.stream):
+            began = time.perf_counter()
+            self.run(steps)
+            if self.stream:
+                self.stream.synchronize()
+            return (time.perf_counter() - began) / steps
+
+    def run(self, steps: int) -> None:
         for _ in range(steps):
             views = {name: next(pictures) for name, pictures in self.pictures.items()}
             rows = self.order[self.done]
-            at = BatchPlace(self.done, len(self.order), len(rows), rows, rows)
+            at = BatchPlace(self.done, len(self.order), len(rows), rows, self.index[self.done])
             self.training._step(at, views.pop(""), views, next(self.stored))
             self.training.counters.step += 1
             self.done += 1
-        return (time.perf_counter() - began) / steps
 
 
 def order_of(config) -> list[torch.Tensor]:
