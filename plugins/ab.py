@@ -40,6 +40,7 @@ class AB(Distiller):
         "AAAI 2019, arXiv 1811.03233"
     )
     published = Published(resnet8x4=73.17, wrn_16_2=72.50, source="RepDistiller README, last epoch, 5 runs")
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -33,6 +33,7 @@ class AT(Distiller):
     requires = Requires(student={"features"}, teacher={"features"})
     paper = "Zagoruyko, Komodakis: Paying More Attention to Attention. ICLR 2017, arXiv 1612.03928"
     published = Published(resnet8x4=73.44, wrn_16_2=74.08, source="RepDistiller README, last epoch, 5 runs")
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

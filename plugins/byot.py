@@ -35,6 +35,7 @@ class BYOT(Distiller):
         "Networks via Self Distillation. ICCV 2019, arXiv 1905.08094"
     )
     scheduled = frozenset({"alpha", "hint", "temperature"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -28,6 +28,7 @@ class CATKD(Distiller):
     Options = CATKDOptions
     requires = Requires(student={"last_map", "head"}, teacher={"last_map", "head"})
     paper = "Guo, Yan, Li, Lin: Class Attention Transfer Based Knowledge Distillation. CVPR 2023, arXiv 2304.12777"
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -38,6 +38,7 @@ class CC(Distiller):
     )
     scope = "batch"
     scheduled = frozenset({"gamma"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

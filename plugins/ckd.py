@@ -27,6 +27,7 @@ class CKD(Distiller):
     )
     scope = "batch"
     scheduled = frozenset({"temperature"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         every_s = step.gather(F.normalize(student.logits, dim=1), differentiable=True)

@@ -38,6 +38,7 @@ class CompRess(Distiller):
     )
     scope = "batch"
     scheduled = frozenset({"temperature"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -41,6 +41,7 @@ class CRLD(Distiller):
         "arXiv 2412.16493"
     )
     scheduled = frozenset({"temperature", "within", "cross", "label"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         o = self.options

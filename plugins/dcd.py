@@ -34,6 +34,7 @@ class DCD(Distiller):
     )
     scope = "batch"
     scheduled = frozenset({"alpha"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -36,6 +36,7 @@ class DiffKD(Distiller):
         "Huang, Zhang, Zheng, You, Wang, Qian, Xu: Knowledge Diffusion for Distillation. NeurIPS 2023, arXiv 2305.15712"
     )
     scheduled = frozenset({"temperature"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
@@ -55,7 +56,7 @@ class DiffKD(Distiller):
         )
 
     def forward(self, student, teacher, batch, step):
-        T, steps = self.options.temperature, self.options.steps
+        T, steps, generator = self.options.temperature, self.options.steps, step.device_generator
         s, t = same_size(student.last_map, teacher.last_map)
         z_s, z_t = (x.logits[:, :, None, None] for x in (student, teacher))
         hidden = self.encode(t)
@@ -63,14 +64,14 @@ class DiffKD(Distiller):
 
         def noise_like(x):
             """Drawn for the global batch, of which these rows take theirs."""
-            drawn = torch.randn((batch.size, *x.shape[1:]), generator=step.generator)
+            drawn = torch.randn((batch.size, *x.shape[1:]), generator=generator, device=generator.device)
             return drawn[batch.offset : batch.offset + len(x)].to(x)
 
         refined = self.maps.refined(s, noise_like(hidden), steps)
         z = self.logits.refined(z_s, noise_like(z_t), steps)
         log_p_s, log_p_t = (F.log_softmax(x.flatten(1) / T, dim=1) for x in (z, z_t))
-        time = torch.randint(TIMES, (batch.size,), generator=step.generator)[batch.offset : batch.offset + len(s)]
-        time = time.to(s.device)
+        time = torch.randint(TIMES, (batch.size,), generator=generator, device=generator.device)
+        time = time[batch.offset : batch.offset + len(s)]
         diffusion = self.maps.error(hidden, noise_like(hidden), time) + self.logits.error(z_t, noise_like(z_t), time)
         return {
             "map": F.mse_loss(refined, hidden),

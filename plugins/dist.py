@@ -27,6 +27,7 @@ class DIST(Distiller):
     )
     scope = "batch"
     scheduled = frozenset({"temperature", "beta", "gamma"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         T = self.options.temperature

@@ -30,6 +30,7 @@ class DKD(Distiller):
     paper = "Zhao, Cui, Song, Qiu, Liang: Decoupled Knowledge Distillation. CVPR 2022, arXiv 2203.08679"
     published = Published(resnet8x4=76.32, wrn_16_2=76.24, source="mdistiller README, best epoch, 5 runs")
     scheduled = frozenset({"temperature", "alpha", "beta"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         T = self.options.temperature

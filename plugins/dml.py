@@ -29,6 +29,7 @@ class DML(Distiller):
     requires = Requires(student={"logits", "pictures"})
     paper = "Zhang, Xiang, Hospedales, Lu: Deep Mutual Learning. CVPR 2018, arXiv 1706.00384"
     scheduled = frozenset({"temperature"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

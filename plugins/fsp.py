@@ -43,6 +43,7 @@ class FSP(Distiller):
         "Learning. CVPR 2017"
     )
     published = Published(resnet8x4=72.62, wrn_16_2=72.91, source="RepDistiller README, last epoch, 5 runs")
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -35,6 +35,7 @@ class FT(Distiller):
     requires = Requires(student={"features"}, teacher={"features"})
     paper = "Kim, Park, Kwak: Paraphrasing Complex Network: Network Compression via Factor Transfer. NeurIPS 2018"
     published = Published(resnet8x4=72.86, wrn_16_2=73.25, source="RepDistiller README, last epoch, 5 runs")
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -46,6 +46,7 @@ class Hint(Distiller):
     requires = Requires(student={"features"}, teacher={"features"})
     paper = "Romero, Ballas, Kahou, Chassang, Gatta, Bengio: FitNets: Hints for Thin Deep Nets. ICLR 2015"
     published = Published(resnet8x4=73.50, wrn_16_2=73.58, source="RepDistiller README, last epoch, 5 runs")
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

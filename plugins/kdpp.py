@@ -35,6 +35,7 @@ class KDPP(Distiller):
     published = Published(resnet8x4=75.54, source="KD++ README, with KD at weight 3.5")
     scope = "batch"
     scheduled = frozenset({"dropout"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
@@ -65,9 +66,10 @@ class KDPP(Distiller):
     def projected(self, x, batch, step):
         if self.project is None:
             return x
-        p = self.options.dropout
-        drawn = torch.rand(batch.size, x.shape[1], generator=step.generator)[batch.offset : batch.offset + len(x)]
-        return self.project(self.norm(x) * (drawn >= p).to(x) / (1 - p))
+        p, generator = self.options.dropout, step.device_generator
+        drawn = torch.rand(batch.size, x.shape[1], generator=generator, device=generator.device)
+        kept = drawn[batch.offset : batch.offset + len(x)] >= p
+        return self.project(self.norm(x) * kept.to(x) / (1 - p))
 
 
 @hookimpl

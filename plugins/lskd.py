@@ -24,6 +24,7 @@ class LSKD(Distiller):
         resnet8x4=76.62, wrn_16_2=76.11, source="README of sunshangquan/logit-standardization-KD, best epoch"
     )
     scheduled = frozenset({"temperature"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         T = self.options.temperature

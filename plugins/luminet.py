@@ -27,6 +27,7 @@ class LumiNet(Distiller):
     published = Published(resnet8x4=77.50, wrn_16_2=76.38, source="README of ismail31416/LumiNet")
     scope = "batch"
     scheduled = frozenset({"temperature"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         T = self.options.temperature

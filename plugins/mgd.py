@@ -31,6 +31,7 @@ class MGD(Distiller):
     requires = Requires(student={"last_map"}, teacher={"last_map"})
     paper = "Yang, Li, Shao, Shi, Yuan, Yuan: Masked Generative Distillation. ECCV 2022, arXiv 2205.01529"
     scheduled = frozenset({"masked"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)
@@ -45,7 +46,8 @@ class MGD(Distiller):
         s, t = same_size(student.last_map, teacher.last_map)
         s = self.align(s)
         whole = (batch.size, s.shape[1], 1, 1) if self.options.mask == "channels" else (batch.size, 1, *s.shape[2:])
-        drawn = torch.rand(whole, generator=step.generator)[batch.offset : batch.offset + len(s)]
+        generator = step.device_generator
+        drawn = torch.rand(whole, generator=generator, device=generator.device)[batch.offset : batch.offset + len(s)]
         kept = (drawn >= self.options.masked).to(s)
         return F.mse_loss(self.generate(kept * s), t, reduction="sum") / len(s)
 

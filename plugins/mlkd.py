@@ -34,6 +34,7 @@ class MLKD(Distiller):
     )
     scope = "batch"
     scheduled = frozenset({"alignment", "label"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         terms = {"instance": 0.0, "batch": 0.0, "class": 0.0}

@@ -26,6 +26,7 @@ class NKD(Distiller):
         "Approach with Normalized Loss and Customized Soft Labels. ICCV 2023, arXiv 2303.13005"
     )
     scheduled = frozenset({"temperature", "gamma"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         T, y = self.options.temperature, batch.target[:, None]

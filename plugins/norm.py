@@ -39,6 +39,7 @@ class NORM(Distiller):
     )
     published = Published(resnet8x4=76.49, wrn_16_2=75.65, source="NORM README")
     scheduled = frozenset({"alpha", "gamma", "scale"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

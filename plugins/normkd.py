@@ -24,6 +24,7 @@ class NormKD(Distiller):
         "arXiv 2308.00520"
     )
     scheduled = frozenset({"temperature"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         T_s, T_t = (self.temperature(net.logits) for net in (student, teacher))

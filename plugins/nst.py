@@ -20,6 +20,7 @@ class NST(Distiller):
     requires = Requires(student={"features"}, teacher={"features"})
     paper = "Huang, Wang: Like What You Like: Knowledge Distill via Neuron Selectivity Transfer. arXiv 1707.01219, 2017"
     published = Published(resnet8x4=73.30, wrn_16_2=73.68, source="RepDistiller README, last epoch, 5 runs")
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

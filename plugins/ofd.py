@@ -34,6 +34,7 @@ class OFD(Distiller):
         "Heo, Kim, Yun, Park, Kwak, Choi: A Comprehensive Overhaul of Feature Distillation. ICCV 2019, arXiv 1904.01866"
     )
     scope = "batch"
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

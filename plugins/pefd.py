@@ -24,6 +24,7 @@ class PEFD(Distiller):
         "Chen, Wang, Liu, Xu, de Hoog, Huang: Improved Feature Distillation via Projector Ensemble. NeurIPS 2022, "
         "arXiv 2210.15274"
     )
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -16,6 +16,7 @@ class PKT(Distiller):
     paper = "Passalis, Tefas: Learning Deep Representations with Probabilistic Knowledge Transfer. ECCV 2018"
     published = Published(resnet8x4=73.64, wrn_16_2=74.54, source="RepDistiller README, last epoch, 5 runs")
     scope = "batch"
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         p_s = probabilities(step.gather(student.embedding, differentiable=True))

@@ -20,6 +20,7 @@ class ReviewKD(Distiller):
     requires = Requires(student={"features", "embedding"}, teacher={"preactivations", "embedding"})
     paper = "Chen, Liu, Zhao, Jia: Distilling Knowledge via Knowledge Review. CVPR 2021, arXiv 2104.09044"
     published = Published(resnet8x4=75.63, wrn_16_2=76.12, source="ITRD README")
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

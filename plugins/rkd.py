@@ -25,6 +25,7 @@ class RKD(Distiller):
     published = Published(resnet8x4=71.90, wrn_16_2=73.35, source="RepDistiller README, last epoch, 5 runs")
     scope = "batch"
     scheduled = frozenset({"distance", "angle"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         rows = slice(batch.offset, batch.offset + len(batch.index))  # of the triplets those whose vertex i is our own

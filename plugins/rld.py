@@ -31,6 +31,7 @@ class RLD(Distiller):
         source="as quoted in the README of DSKD (Shao Hu, decoupling and standardization)",
     )
     scheduled = frozenset({"temperature", "temperature_confidence", "alpha", "beta"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         o, z_s, z_t = self.options, student.logits, teacher.logits

@@ -41,6 +41,7 @@ class RRD(Distiller):
     )
     scope = "batch"
     scheduled = frozenset({"temperature_t", "temperature_s"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -44,6 +44,7 @@ class SDD(Distiller):
     paper = "Wei, Luo, Luo: Scale Decoupled Distillation. CVPR 2024, arXiv 2403.13512"
     published = Published(resnet8x4=76.63, source="the paper's text: SD-KD, M = {1, 2}")
     scheduled = frozenset({"complementary", "temperature"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -29,6 +29,7 @@ class SimKD(Distiller):
         "arXiv 2203.14001"
     )
     published = Published(resnet8x4=78.08, source="SimKD README, factor 2, with a larger student")
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

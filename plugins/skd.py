@@ -27,6 +27,7 @@ class SKD(Distiller):
     published = Published(resnet8x4=78.33, wrn_16_2=76.60, source="README of HyunJunSik/StreamLined; learning rate 0.1")
     scope = "batch"
     scheduled = frozenset({"temperature", "regularisation"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         T = self.options.temperature
@@ -36,7 +37,9 @@ class SKD(Distiller):
         D = (U_s @ U_s.T - U_t @ U_t.T) / U_s.shape[1]
         centred = D - D.mean(dim=0)
         covariance = centred.T @ centred / max(len(D) - 1, 1)
-        L = torch.linalg.cholesky(covariance + self.options.regularisation * torch.eye(len(D)).to(D))
+        L = torch.linalg.cholesky(
+            covariance + self.options.regularisation * torch.eye(len(D), dtype=D.dtype, device=D.device)
+        )
         whitened = torch.linalg.solve_triangular(L, D.T, upper=False)  # its columns are L⁻¹ d_i, since D is symmetric
         return {
             "instance": T**2 * F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True),

@@ -23,6 +23,7 @@ class SP(Distiller):
     paper = "Tung, Mori: Similarity-Preserving Knowledge Distillation. ICCV 2019, arXiv 1907.09682"
     published = Published(resnet8x4=72.94, wrn_16_2=73.83, source="RepDistiller README, last epoch, 5 runs")
     scope = "batch"
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -33,6 +33,7 @@ class SRD(Distiller):
     )
     scope = "batch"
     scheduled = frozenset({"exponent", "feature", "temperature"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

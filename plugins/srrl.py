@@ -22,6 +22,7 @@ class SRRL(Distiller):
         "ICLR 2021"
     )
     published = Published(resnet8x4=75.39, source="SimKD README, with cross-entropy and KD")
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -47,6 +47,7 @@ class SSKD(Distiller):
     )
     scope = "batch"
     scheduled = frozenset({"transformation", "similarity", "temperature", "similarity_temperature"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -26,6 +26,7 @@ class TfKD(Distiller):
         "arXiv 1909.11723"
     )
     scheduled = frozenset({"temperature"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         a, z_s = self.options.correct, student.logits

@@ -26,6 +26,7 @@ class TTM(Distiller):
         resnet8x4=76.17, wrn_16_2=76.23, source="README of zkxufo/TTM, 5 runs; weighted: 76.06 and 76.37"
     )
     scheduled = frozenset({"gamma"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         log_power = self.options.gamma * F.log_softmax(teacher.logits, dim=1)

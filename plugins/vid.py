@@ -28,6 +28,7 @@ class VID(Distiller):
     requires = Requires(student={"features"}, teacher={"features"})
     paper = "Ahn, Hu, Damianou, Lawrence, Dai: Variational Information Distillation for Knowledge Transfer. CVPR 2019"
     published = Published(resnet8x4=73.09, wrn_16_2=74.11, source="RepDistiller README, last epoch, 5 runs")
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

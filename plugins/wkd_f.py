@@ -38,6 +38,7 @@ class WKDF(Distiller):
     )
     published = Published(resnet8x4=76.77, source="WKD README")
     scheduled = frozenset({"mean_ratio"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -39,6 +39,7 @@ class WKDL(Distiller):
         "NeurIPS 2024, arXiv 2412.08139"
     )
     scheduled = frozenset({"temperature", "gamma", "regularisation"})
+    recordable = True
 
     def __init__(self, options, setup):
         super().__init__(options, setup)

@@ -25,6 +25,7 @@ class WSLD(Distiller):
         "Tradeoff Perspective. ICLR 2021, arXiv 2102.00650"
     )
     scheduled = frozenset({"temperature"})
+    recordable = True
 
     def forward(self, student, teacher, batch, step):
         T = self.options.temperature
