@@ -14,7 +14,7 @@ mdistiller and torchdistill do the same work at the same speed.
 
 The networks are kdray's zoo, in plain torch modules without tricks of its own: with RepDistiller's weights ResNet-8x4
 and WRN-16-2 give its maps bit for bit, in the same processor time (forward and backward, within 2 %). Maps are read by
-hooks. One thing is set back: a block's last ReLU, in place in kdray's ResNets, makes a new tensor here as it does there.
+hooks. One thing is set back: a block's last ReLU, in place in kdray's ResNets, makes a new tensor here, as there.
 
 --tuned: with the memory settings of kdray's workers (kdray/engine/allocator.py).
 """
