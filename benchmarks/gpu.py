@@ -27,6 +27,13 @@ from kdray.teacher.setup import Place
 DEVICE = torch.device("cuda")
 PAIRS = {"ResNet-32x4 -> ResNet-8x4": ("resnet32x4", "resnet8x4"), "WRN-40-2 -> WRN-16-2": ("wrn_40_2", "wrn_16_2")}
 FOLDERS = ("methods", "repdistiller", ".")
+ROWS = [
+    (batch, kind, how)
+    for batch in (64, 1024)
+    for kind in ("cached", "live")
+    for how in ("plain", "recorded", "recorded, compiled", "recorded, compiled, shared negatives")
+    if batch == 64 or "compiled" in how
+]
 COMPARED = 6
 """Steps: half of them are replays."""
 
@@ -101,26 +108,26 @@ def speed(rounds: int, registry) -> list[dict]:
 
     for pair, (teacher, student) in PAIRS.items():
         for method in ("kd", "crd"):
-            for batch in (64, 1024):
+            for batch, kind, how in ROWS:
                 count = 200 if batch == 64 else 15
-                for kind in ("cached", "live"):
-                    for record in ("true", "false"):
-                        with tempfile.TemporaryDirectory() as folder:
-                            changes = [f"teacher.model={teacher}", f"student.model={student}"]
-                            changes += ["engine.precision=bf16", f"data.batch_size={batch}", f"engine.record={record}"]
-                            file = ROOT / "configs/repdistiller" / f"{method}.yaml"
-                            config, caches = config_of(file, registry, *changes), None
-                            if kind == "cached":
-                                place = Place(f"{folder}/cache", Path(folder) / "mirror")
-                                fill(config, parts_of(config, registry, None, DEVICE), place, 6 + count * rounds)
-                                caches = {"teacher": place}
-                            steps = Steps(config, registry, Path(folder), caches, DEVICE)
-                            steps.seconds(5)
-                            found = rate(steps, count, rounds)
-                            how = "recorded" if record == "true" else "plain"
-                            tell(pair=pair, method=method, batch=batch, teacher=kind, step=how, rate=found)
-                            del steps
-                        clean()
+                if method == "kd" and "shared" in how:
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    changes = [f"teacher.model={teacher}", f"student.model={student}"]
+                    changes += ["engine.precision=bf16", f"data.batch_size={batch}"]
+                    changes += [f"engine.record={'plain' not in how}", f"engine.compile={'compiled' in how}"]
+                    changes += ["losses.crd.negatives={kind: shared}"] if "shared" in how else []
+                    file = ROOT / "configs/repdistiller" / f"{method}.yaml"
+                    config, caches = config_of(file, registry, *changes), None
+                    if kind == "cached":
+                        place = Place(f"{folder}/cache", Path(folder) / "mirror")
+                        fill(config, parts_of(config, registry, None, DEVICE), place, 6 + count * rounds)
+                        caches = {"teacher": place}
+                    steps = Steps(config, registry, Path(folder), caches, DEVICE)
+                    steps.seconds(5)
+                    tell(pair=pair, method=method, batch=batch, teacher=kind, step=how, rate=rate(steps, count, rounds))
+                    del steps
+                clean()
             training = Distillation(method, teacher, student, None, False)
             for module in (training.student, training.teacher, training.loss):
                 if isinstance(module, torch.nn.Module):

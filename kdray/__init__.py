@@ -22,7 +22,7 @@ _HOME = {
         "TrackerSpec",
     ],
     "distiller": ["Batch", "Distiller", "Outputs", "Published", "Requires", "Setup", "Shapes", "Stage", "Step"],
-    "contrast.options": ["AllOptions", "BankOptions", "BatchOptions", "QueueOptions"],
+    "contrast.options": ["AllOptions", "BankOptions", "BatchOptions", "QueueOptions", "SharedOptions"],
     "contrast.pools": ["negative_pool"],
     "contrast.objectives": ["infonce", "nce", "partition"],
     "contrast.ring": ["Ring"],

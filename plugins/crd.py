@@ -18,6 +18,7 @@ from kdray import (
     QueueOptions,
     Requires,
     SearchSpaceSpec,
+    SharedOptions,
     Slow,
     hookimpl,
     infonce,
@@ -30,11 +31,11 @@ from kdray import (
 class CRDOptions(Options):
     dim: int = Field(128, gt=0, description="d: length of the embeddings that are compared.")
     temperature: float = Field(0.07, gt=0, description="τ: inner products are divided by it.")
-    negatives: BankOptions | AllOptions | QueueOptions | BatchOptions = Field(
+    negatives: BankOptions | SharedOptions | AllOptions | QueueOptions | BatchOptions = Field(
         BankOptions(),
         discriminator="kind",
-        description="Where negatives come from: a draw from a bank of all samples, all of that bank, a queue of the "
-        "last ones, or the batch.",
+        description="Where negatives come from: a draw from a bank of all samples for each anchor (`bank`), one for "
+        "the whole batch (`shared`), all of that bank, a queue of the last ones, or the batch.",
     )
     positives: Literal["own", "class"] = Field(
         "own",

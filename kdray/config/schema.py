@@ -324,6 +324,11 @@ class EngineConfig(Options):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Decay of an exponential moving average of the student, evaluated in its stead."
     )
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="Compile the networks where steps are recorded: fewer and larger kernels, after half a minute of "
+        "compiling. auto: in runs of 100,000 steps and more, which earn it back.",
+    )
     record: bool = Field(
         True,
         description="On one GPU, record the step of the main loop once, as a CUDA graph, and replay it, where all "

@@ -43,6 +43,20 @@ class SameClass(ByClass):
         return self.order[start + (self._uniform(batch, step, 1)[:, 0] * size).long()]
 
 
+class OneDraw(nn.Module):
+    """K samples of any class for the whole batch: (K,)."""
+
+    def __init__(self, count: int, samples: int):
+        super().__init__()
+        if count > samples:
+            raise ConfigError(f"`negatives: {{count: {count}}}` is more than the {samples} training samples")
+        self.count, self.samples = count, samples
+
+    def forward(self, step: Step) -> Tensor:
+        generator = step.device_generator
+        return torch.randperm(self.samples, generator=generator, device=generator.device)[: self.count]
+
+
 class OtherClasses(ByClass):
     """K samples of other classes for each row: (b, K)."""
 

@@ -22,6 +22,15 @@ class BankOptions(Options):
     )
 
 
+class SharedOptions(Options):
+    kind: Literal["shared"] = Field(
+        "shared",
+        description="The same memory, of which one draw serves the whole batch; each anchor leaves its own class out.",
+    )
+    count: int = Field(16384, gt=0, description="K: samples drawn for the batch, without replacement.")
+    momentum: float = Field(0.5, ge=0, lt=1, description="Share of the old vector when a sample's row is written.")
+
+
 class AllOptions(Options):
     kind: Literal["all"] = Field("all", description="The same memory without a draw: every sample of another class.")
     momentum: float = Field(0.5, ge=0, lt=1, description="Share of the old vector when a sample's row is written.")
@@ -41,4 +50,4 @@ class BatchOptions(Options):
     other: Literal["class", "sample"] = Field("class", description=_OTHER)
 
 
-Negatives = BankOptions | AllOptions | QueueOptions | BatchOptions
+Negatives = BankOptions | SharedOptions | AllOptions | QueueOptions | BatchOptions

@@ -1,6 +1,8 @@
 """Where the positives and negatives of an anchor come from.
 
-bank, all   a row for every training sample and side, read before the step writes it; K negatives drawn, or all
+bank        a row for every training sample and side, read before the step writes it; K negatives drawn for each anchor
+shared      the same, K samples drawn for the whole batch
+all         the same, without a draw
 queue       the last K embeddings of each side; the sample's own positive is the other network's fresh embedding
 batch       the rows of the global batch
 """
@@ -15,9 +17,9 @@ from torch import Tensor, nn
 
 from ..distiller import Batch, Setup, Step
 from ..errors import ConfigError
-from .draws import OtherClasses, SameClass, need_classes
+from .draws import OneDraw, OtherClasses, SameClass, need_classes
 from .objectives import Scores
-from .options import AllOptions, BankOptions, BatchOptions, Negatives, QueueOptions
+from .options import AllOptions, BankOptions, BatchOptions, Negatives, QueueOptions, SharedOptions
 from .product import drawn_product, product
 from .ring import Ring, random_rows
 
@@ -36,16 +38,17 @@ def negative_pool(options: Negatives, dim: int, setup: Setup, positives: Positiv
         raise ConfigError("`positives: class` attracts what `negatives: {other: sample}` repels: change one of them")
     if positives == "class" and getattr(options, "mode", "exact") == "relax":
         raise ConfigError("`mode: relax` draws one sample of the class, `positives: class` takes all: choose one")
-    kinds = {"bank": Bank, "all": Bank, "queue": Queue, "batch": InBatch}
+    kinds = {"bank": Bank, "shared": Bank, "all": Bank, "queue": Queue, "batch": InBatch}
     return kinds[options.kind](options, dim, setup, positives == "class")
 
 
 class Bank(nn.Module):
-    def __init__(self, options: BankOptions | AllOptions, dim: int, setup: Setup, by_class: bool):
+    def __init__(self, options: BankOptions | SharedOptions | AllOptions, dim: int, setup: Setup, by_class: bool):
         super().__init__()
         need_classes(setup.labels)
         self.by_class, self.momentum = by_class, options.momentum
         self.draw = OtherClasses(options.count, setup.labels) if options.kind == "bank" else None
+        self.one_draw = OneDraw(options.count, setup.num_samples) if options.kind == "shared" else None
         self.same = SameClass(setup.labels) if options.kind == "bank" and options.mode == "relax" else None
         self.register_buffer("labels", setup.labels, persistent=False)
         self.register_buffer("memory_s", random_rows(setup.num_samples, dim, setup.generator))
@@ -53,16 +56,24 @@ class Bank(nn.Module):
 
     def forward(self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None) -> tuple[Scores, Scores]:
         drawn = self.draw(batch, step) if self.draw else None
+        shared = self.one_draw(step) if self.one_draw else None
         own = self.same(batch, step) if self.same else batch.index
-        same = None  # (b, N), where anything is masked
-        if self.by_class or drawn is None:
+        same = others = None  # masks (b, N) and (b, K), where they are needed
+        if self.by_class or (drawn is None and shared is None):
             same = self.labels[None, :] == batch.target[:, None]
+        if shared is not None:
+            others = self.labels[shared][None, :] != batch.target[:, None]
 
         def scores(anchor: Tensor, memory: Tensor) -> Scores:
             memory = memory.to(anchor.dtype)
             every = product(anchor, memory) if same is not None else None
             positive = (every, same) if self.by_class else ((anchor * memory[own]).sum(dim=1, keepdim=True), None)
-            negative = (every, ~same) if drawn is None else (drawn_product(anchor, memory, drawn), None)
+            if drawn is not None:
+                negative = (drawn_product(anchor, memory, drawn), None)
+            elif shared is not None:
+                negative = (product(anchor, memory[shared]), others)
+            else:
+                negative = (every, ~same)
             return Scores(positive[0], negative[0], positive[1], negative[1])
 
         self.fresh = tuple(k.detach() for k in keys or (g_s, g_t))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -56,6 +58,7 @@ class Tapped(nn.Module):
         self.model, self.wants = model, frozenset(wants)
         self.name = name or f"network {type(model).__name__}"
         self._log = _Log()
+        self._compiled: tuple[int, Callable[[Tensor], Tensor]] | None = None
         self._modules_by_path = dict(model.named_modules())
         self._maps = {kind: getattr(layers, kind) if kind in wants else () for kind in ("features", "preactivations")}
         self._head_path = self._embedding_path = ""
@@ -91,11 +94,17 @@ class Tapped(nn.Module):
         head = self.model.get_submodule(self._head_path)
         return head.weight, head.bias
 
+    def compile_for(self, rows: int) -> None:
+        """Compute batches of just so many pictures by compiled code from now on."""
+        # Not the module that torch.compile makes of a module: it would be registered as another one.
+        self._compiled = rows, torch.compile(lambda x: self.model(x), dynamic=False)
+
     def forward(self, x: Tensor) -> Outputs:
         log = self._log
         log.on = True
         try:
-            logits = self.model(x)
+            compiled = self._compiled and len(x) == self._compiled[0]
+            logits = self._compiled[1](x) if compiled else self.model(x)
             if not isinstance(logits, Tensor):
                 raise ConfigError(
                     f"{self.name} returns a {type(logits).__name__}; it must return the logits, one tensor."

@@ -132,6 +132,8 @@ class Screen:
             which = "" if row["name"] == "teacher" else f" {row['name']}"
             stored = f"; its answers are stored in {row['cache']}" if "cache" in row else ""
             self.console.say(f"  teacher{which}: {row['top1']:.2%} on the test set{stored}")
+        elif row["kind"] == "recording":
+            self.console.say(recording_line(row))
         elif row["kind"] == "skipped":
             lost = " and ".join(row["terms"])
             self.console.say(f"warning: the batch of step {row['step'] - 1} is left out: {lost} is no finite number")
@@ -155,6 +157,13 @@ def standing(now: dict | None) -> str:
         case {"phase": str(phase)}:
             return phase
     return ""
+
+
+def recording_line(row: dict) -> str:
+    """`  steps are recorded as a CUDA graph, of compiled networks`"""
+    if row["obstacle"]:
+        return f"  steps are not recorded as a CUDA graph: {row['obstacle']}"
+    return f"  steps are recorded as a CUDA graph{', of compiled networks' if row['compiled'] else ''}"
 
 
 def stage_line(row: dict) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..distiller import Outputs
+from ..models.taps import Tapped
 from .cached import CachedTeacher
 from .live import LiveTeacher
 from .placed import PlacedTeacher
@@ -76,6 +77,10 @@ class Teachers:
         if AVERAGE in asked.values():
             seen[AVERAGE] = average(list(seen.values()))
         return {label: seen[name] if name else Outputs() for label, name in asked.items()}
+
+    def networks(self) -> list[Tapped]:
+        """Those that look at the batches here."""
+        return [teacher.network for teacher in self.by_name.values() if isinstance(teacher, LiveTeacher)]
 
     def flush(self) -> None:
         """Write what teachers that fill a cache have added."""

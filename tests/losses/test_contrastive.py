@@ -132,11 +132,12 @@ def crd_reference(options):
         for i in range(B):
             index, target = int(INDICES[number][i]), int(LABELS[INDICES[number][i]])
             positives, negatives = [], []
-            if kind in ("bank", "all"):
+            if kind in ("bank", "shared", "all"):
                 memory = p[f"contrast.memory_{side}"]
                 mine = [j for j in range(N) if LABELS[j] == target] if by_class else [index]
                 positives = [memory[j] for j in mine]
-                others = drawn[i] if kind == "bank" else [j for j in range(N) if LABELS[j] != target]
+                among = range(N) if kind == "all" else drawn[i] if kind == "bank" else drawn
+                others = [j for j in among if LABELS[j] != target]
                 negatives = [memory[j] for j in others]
             if kind == "queue":
                 positives = [keys[i]]
@@ -171,6 +172,8 @@ def crd_reference(options):
             rows = Batch(INDICES[number], LABELS[INDICES[number]], 0, 0, B)
             step = Step(number, 0, torch.Generator().manual_seed(number))
             drawn = OtherClasses(pool["count"], LABELS)(rows, step).tolist()
+        if kind == "shared":
+            drawn = torch.randperm(N, generator=torch.Generator().manual_seed(number))[: pool["count"]].tolist()
         loss = 0.0
         for anchors, keys, side, z in ((g_s, k_t, "t", "z_s"), (g_t, k_s, "s", "z_t")):
             sets = sets_of(number, p, anchors, keys, side, drawn)
@@ -182,7 +185,7 @@ def crd_reference(options):
         for i in range(B):
             for side, keys in (("s", k_s), ("t", k_t)):
                 key = keys[i].detach()
-                if kind in ("bank", "all"):
+                if kind in ("bank", "shared", "all"):
                     row = int(INDICES[number][i])
                     after[f"contrast.memory_{side}"][row] = unit(m * p[f"contrast.memory_{side}"][row] + (1 - m) * key)
                 if kind == "queue":
@@ -200,6 +203,7 @@ def crd_reference(options):
 
 POOLS = {
     "bank": {"kind": "bank", "count": 7},
+    "shared": {"kind": "shared", "count": 20},
     "all": {"kind": "all", "momentum": 0.8},
     "queue": {"kind": "queue", "count": 10},
     "batch": {"kind": "batch"},

@@ -12,6 +12,7 @@ LOSSES = {
     "kd": {"weight": 0.5, "temperature": 4.0},
     "bank": {**CRD, "negatives": {"kind": "bank", "count": 50}},
     "relax": {**CRD, "negatives": {"kind": "bank", "count": 300, "mode": "relax"}},
+    "shared": {**CRD, "negatives": {"kind": "shared", "count": 50}},
     "queue": {**CRD, "negatives": {"kind": "queue", "count": 75}},
     "batch": {**CRD, "negatives": {"kind": "batch"}},
     "infonce": {**CRD, "objective": "infonce", "negatives": {"kind": "batch"}},
