@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..config.tune import Dimension, TuneConfig, mode
-from ..errors import ConfigError
+from ...config.tune import Dimension, TuneConfig, mode
+from ...errors import ConfigError
 
 STATE = ".ray"
 """Ray Tune's own folder in that of a search."""

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from ray.tune import Callback
 
-from ..run.folder import RunFolder
-from ..run.trials import Screen
+from ...run.folder import RunFolder
+from ...run.trials import Screen
 
 
 class Telling(Callback):

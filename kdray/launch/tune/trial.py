@@ -15,27 +15,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.dump import write
-from ..config.load import digest, load_text, to_yaml
-from ..config.schema import CacheConfig, Config
-from ..config.space import decode, put
-from ..config.tune import TuneConfig
-from ..config.yaml import read
-from ..engine import checkpoint
-from ..engine.context import Context
-from ..engine.train import Job
-from ..errors import ConfigError, RunFailed
-from ..registry import Registry
-from ..run.folder import RunFolder, read_json, write_json
-from ..run.metrics import FileLog
-from ..run.trials import numbers
-from ..run.watch import Watch
-from ..teacher.setup import Place
-from .code import Code
-from .experiment import device_here
-from .ray_train import run_on_ray
-from .session import RaySession
-from .worker import Assignment, train_here
+from ...config.dump import write
+from ...config.load import digest, load_text, to_yaml
+from ...config.schema import CacheConfig, Config
+from ...config.space import decode, put
+from ...config.tune import TuneConfig
+from ...config.yaml import read
+from ...engine import checkpoint
+from ...engine.context import Context
+from ...engine.train import Job
+from ...errors import ConfigError, RunFailed
+from ...registry import Registry
+from ...run.folder import RunFolder, read_json, write_json
+from ...run.metrics import FileLog
+from ...run.trials import numbers
+from ...run.watch import Watch
+from ...teacher.setup import Place
+from ..code import Code
+from ..experiment import device_here
+from ..ray_train import run_on_ray
+from ..session import RaySession
+from ..worker import Assignment, train_here
 
 
 @dataclass(frozen=True)
