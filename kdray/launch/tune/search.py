@@ -192,6 +192,7 @@ class Tune(Experiment):
     def _search(self, run: RunFolder, prepared: Prepared, search: Search, share: Share) -> None:
         from ray import tune
 
+        from .schedulers import Scheduler
         from .telling import Telling
 
         settings, config = prepared.tune, prepared.config
@@ -203,6 +204,7 @@ class Tune(Experiment):
         )
         screen = Screen(self.console, run.path, settings.count, settings.metrics)
         Telling.folder, Telling.screen = run.path, screen
+        Scheduler.folder, Scheduler.settings = run.path, settings
         try:
             tuner(
                 trainable,
