@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from ...teacher.setup import Place
 from ..code import Code
 from ..experiment import Experiment, check_same_plugins
 from ..groups import swept
+from ..nodes import refuse_vanishing
 from ..precompute import Precompute
 from ..session import RaySession
 from .answers import check_accuracies, served, too_large, why_live, with_caches
@@ -66,8 +68,7 @@ class Tune(Experiment):
         for note in prepared.notes:
             self.console.say(note)
         parts = self._check_search(prepared)
-        with RaySession(self.address or self.project.ray_address) as self.session:
-            share = share_out_trials(prepared.tune, self.session.nodes())
+        with self._room(prepared, path) as share:
             run = self._create(path, prepared, parts.data)
             return self._advance_search(run, prepared, parts.data, share)
 
@@ -95,8 +96,8 @@ class Tune(Experiment):
             raise MismatchError(
                 f"the pictures of {prepared.config.data.name} are not those that {run.name} has begun with"
             )
-        with RaySession(self.address or self.project.ray_address) as self.session:
-            return self._advance_search(run, prepared, data, share_out_trials(prepared.tune, self.session.nodes()))
+        with self._room(prepared, run.path) as share:
+            return self._advance_search(run, prepared, data, share)
 
     # -- before the first trial --------------------------------------------------------------------------------------
 
@@ -104,6 +105,15 @@ class Tune(Experiment):
         if prepared.tune.searcher == "optuna":
             need_optuna()
         return self.check(prepared.config)
+
+    @contextlib.contextmanager
+    def _room(self, prepared: Prepared, path: Path) -> Iterator[Share]:
+        """Ray for the whole search, whose nodes can hold a trial and have what it needs. path: of the search."""
+        refuse_vanishing(path)
+        with RaySession(self.address or self.project.ray_address) as self.session:
+            share = share_out_trials(prepared.tune, self.session.nodes())
+            self._check_nodes(prepared.config)
+            yield share
 
     def _refuse_taken(self, path: Path) -> None:
         if (path / "tune.yaml").exists():
