@@ -20,7 +20,8 @@ from ...config.schema import Config
 from ...data.build import Data
 from ...engine.build import Parts, build
 from ...errors import ConfigError, MismatchError, RunFailed
-from ...run.folder import RunFolder, environment, refuse_taken, write_json
+from ...run.asking import forget
+from ...run.folder import RunFolder, environment, find_any, refuse_taken, write_json
 from ...run.search import write_results
 from ...run.trials import Screen, read_trials, winner
 from ...teacher.setup import Place
@@ -76,7 +77,9 @@ class Tune(Experiment):
         """Go on with an interrupted search. given: what it is expected to be.
 
         Raises MismatchError where it has begun with another config, other data or other plugins."""
-        run = find_search(name, self.project.runs)
+        run = find_any(name, self.project.runs)
+        if not run.is_search:
+            raise ConfigError(f"{run.name} is a run, not a search: `{run.how_to_resume}` goes on with it")
         if run.is_alive:
             raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
         file = run.path / "tune.yaml"
@@ -140,7 +143,9 @@ class Tune(Experiment):
         return run
 
     def _advance_search(self, run: RunFolder, prepared: Prepared, data: Data, share: Share) -> dict:
+        self.under_way.append(run.path)  # the runs of teachers and winner, and the cache, are stopped with it
         try:
+            forget(run.path)
             run.set_status("running")
             checkpoints = self._trained_teachers(prepared.config, data)
             caches = self._shared_caches(prepared.config, checkpoints, data)
@@ -166,8 +171,10 @@ class Tune(Experiment):
             with contextlib.suppress(OSError):
                 run.set_status("interrupted" if interrupted else "failed", error=str(error) or type(error).__name__)
             if interrupted:
-                self.console.say(f"interrupted: `kdray tune --resume {run.name}` goes on with it")
+                self.console.say(f"interrupted: `{run.how_to_resume}` goes on with it")
             raise
+        finally:
+            self.under_way.pop()
         return summary
 
     def _trained_teachers(self, config: Config, data: Data) -> dict[str, str]:
@@ -190,7 +197,7 @@ class Tune(Experiment):
         if not shared:
             return {}
         cached = with_caches(config, shared)
-        precompute = Precompute(self.registry, self.project, self.console, self.command, self.address)
+        precompute = Precompute(self.registry, self.project, self.console, self.command, self.address, self.under_way)
         if reason := too_large(precompute, cached, parts, self.project.cache):
             self.console.say(reason)
             return {}
@@ -273,11 +280,3 @@ class Tune(Experiment):
             return self._advance(found, config)
         shutil.rmtree(found.path, ignore_errors=True)
         return self._start(config, f"{run.name}/{name}")
-
-
-def find_search(name: str, folder: Path) -> RunFolder:
-    """A search by its name in `folder`, or by its path."""
-    for path in (Path(name), folder / name):
-        if (path / "tune.yaml").exists():
-            return RunFolder(path.resolve())
-    raise ConfigError(f"no search '{name}' in {folder}: none of its folders of that name has a tune.yaml")
