@@ -12,11 +12,12 @@ import typer
 def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array of objects with `name`.")] = False,
 ) -> None:
-    """List the runs of the project's run folder and how they stand, the newest last; the same as `kdray list runs`.
+    """List the runs and searches of the project's run folder and how they stand, the newest last; the same as `kdray
+    list runs`.
 
     A run is created, running, finished, interrupted, failed, or died: its process is gone, and it could not say so.
-    `kdray resume` goes on with the last three. With --json there is more: the folder, the progress, the time of the
-    last sign.
+    `kdray resume`, of a search `kdray tune --resume`, goes on with the last three. With --json there is more: the
+    folder, the progress, the time of the last sign.
 
     Examples:
 
@@ -35,11 +36,13 @@ def brief(row: dict) -> dict:
 
 
 def _at(row: dict) -> str:
-    """The error of a run that failed; else where one stands that is not finished."""
+    """The error of a run that failed; else where one stands that is not finished, and what a search has tried."""
     from ..run.console import duration, standing
 
     if row["state"] == "failed":
         return row["error"] or ""
+    if row["trials"] is not None:
+        return f"search, trials: {row['trials']}"
     if row["state"] == "finished":
         return ""
     now = row["progress"] or {}

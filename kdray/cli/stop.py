@@ -9,23 +9,27 @@ import typer
 
 
 def stop(
-    run: Annotated[str, typer.Argument(help="Name or path of a run (`kdray runs`).", metavar="RUN")],
+    run: Annotated[str, typer.Argument(help="Name or path of a run or a search (`kdray runs`).", metavar="RUN")],
     wait: Annotated[
         float, typer.Option("--wait", min=0, help="Seconds to wait for it; the request stays after them.")
     ] = 600.0,
 ) -> None:
     """Ask a run for a checkpoint and to stop, from wherever its folder is seen. `kdray resume RUN` goes on with it.
 
-    Example:
+    A search stops as by Ctrl-C: trials go on from their last checkpoints at `kdray tune --resume SEARCH`.
+
+    Examples:
 
         kdray stop crd-wrn
+
+        kdray stop tune-quickstart
     """
     from ..config.project import find_project
     from ..errors import RunFailed
     from ..run.asking import STOP, ask
-    from ..run.folder import find_run
+    from ..run.folder import find_any
 
-    found = find_run(run, find_project().runs)
+    found = find_any(run, find_project().runs)
     if found.state not in ("running", "created"):
         typer.echo(f"{found.name} is not running: {found.state}")
         return
@@ -35,7 +39,7 @@ def stop(
         time.sleep(0.2)
     match found.state:
         case "interrupted":
-            typer.echo(f"{found.name} has stopped: `kdray resume {found.name}` goes on with it")
+            typer.echo(f"{found.name} has stopped: `{found.how_to_resume}` goes on with it")
         case "finished":
             typer.echo(f"{found.name} has finished meanwhile")
         case "running" | "created":

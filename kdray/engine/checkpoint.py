@@ -116,7 +116,7 @@ def newest(folder: Path, digest: str) -> tuple[Path | None, Loaded | None, list[
     """The newest whole checkpoint, if there is one, its content, and what is to be told of damaged ones, which are set
     aside: they are renamed.
 
-    Raises MismatchError when none is whole, and where `load` does."""
+    Raises MismatchError when none is whole, and where `load` does; RunFailed where one cannot be read."""
     found, told = checkpoints(folder), []
     for path in reversed(found):
         try:
@@ -124,6 +124,11 @@ def newest(folder: Path, digest: str) -> tuple[Path | None, Loaded | None, list[
         except Damaged as damage:
             told.append((path, f"checkpoint {path} is damaged: {damage}"))
             continue
+        except OSError as error:  # it may be whole when its storage is back
+            raise RunFailed(
+                f"checkpoint {path} cannot be read: {error}. It stays as it is: `kdray resume` goes on when its "
+                "storage is in order"
+            ) from error
         lines = []
         for damaged, why in told:
             aside = damaged.with_name(f"damaged-{damaged.name}")
@@ -139,15 +144,15 @@ def newest(folder: Path, digest: str) -> tuple[Path | None, Loaded | None, list[
 
 
 def load(path: Path, digest: str) -> Loaded:
-    """Raises Damaged when a file is not what was written, MismatchError when the checkpoint belongs to another config
-    or format."""
+    """Raises Damaged when a file is not what was written, OSError when the storage does not give it, MismatchError when
+    the checkpoint belongs to another config or format."""
     state = _state(path)
     written, files = state.pop("format"), state.pop("files", {})  # format 2 has no sums
     if written > FORMAT:
         raise MismatchError(f"{path} was written by a newer kdray; update kdray to resume this run")
     if written < 2:
         raise MismatchError(f"{path} was written by kdray 0.1; resume this run with that version, or start it anew")
-    with _damage_of(STATE):
+    with _damage_of(path / STATE):
         if written == 2:
             state["sums"] = {name: [total] for name, total in state["sums"].items()}
         state.pop("sha256", None)
@@ -165,9 +170,9 @@ def load(path: Path, digest: str) -> Loaded:
         )
     tensors = {}
     for file in sorted(path.glob("*.safetensors")):
-        with _damage_of(file.name):
+        with _damage_of(file):
             tensors[file.stem] = load_file(file)
-    with _damage_of("optimizer.pt"):
+    with _damage_of(path / "optimizer.pt"):
         return counters, tensors, torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
 
 
@@ -185,7 +190,7 @@ def take_over(source: Path, run: Path, digest: str, change: Callable[[dict], Non
 
 
 def _state(path: Path) -> dict:
-    with _damage_of(STATE):
+    with _damage_of(path / STATE):
         state = json.loads((path / STATE).read_text())
         if not isinstance(state["format"], int):
             raise Damaged(f"{STATE} names no format")
@@ -195,13 +200,17 @@ def _state(path: Path) -> dict:
 
 
 @contextlib.contextmanager
-def _damage_of(name: str) -> Iterator[None]:
+def _damage_of(file: Path) -> Iterator[None]:
+    """What the content of a file is to blame for, is Damaged: also that it is not there, in a folder that is."""
     try:
         yield
     except (Damaged, MemoryError):
         raise
     except Exception as error:  # the readers of broken files raise whatever they stumble over
-        raise Damaged(f"{name} cannot be read ({type(error).__name__}: {error})") from error
+        gone = isinstance(error, FileNotFoundError | IsADirectoryError) and file.parent.is_dir()
+        if isinstance(error, OSError) and not gone:
+            raise
+        raise Damaged(f"{file.name} cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _own(state: dict) -> str:

@@ -399,10 +399,14 @@ class Experiment:
             return
         with RaySession(self.address or self.project.ray_address) as self.session:
             self._wanted(config)
-            if self.session.joined:
-                runs = self._path(config).parent
-                check_nodes(self.session.ray, self.session.addresses(), runs, files_of(config, self.project))
+            self._check_nodes(config)
             yield
+
+    def _check_nodes(self, config: Config) -> None:
+        """Raises ConfigError where a node of a cluster that was joined lacks what a worker needs."""
+        if self.session.joined:
+            runs = self._path(config).parent
+            check_nodes(self.session.ray, self.session.addresses(), runs, files_of(config, self.project))
 
     def _wanted(self, config: Config, caches: Collection[str] = ()) -> list[dict[str, float]]:
         """What a run takes of the cluster, for each actor and each worker. Raises ConfigError where it has less."""

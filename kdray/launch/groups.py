@@ -6,12 +6,32 @@ looks for, Ray's control store (GCS) notes of every group: who made it, and whet
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator
 
 
 def sweep_orphans() -> int:
     """Free the groups of this job whose controller is dead; how many."""
     return _remove(group for group in _groups() if group.creator_actor_dead)
+
+
+@contextlib.contextmanager
+def swept(every: float = 1.0) -> Iterator[None]:
+    """While it is open, the workers of trials that were stopped are freed."""
+    stop = threading.Event()
+
+    def sweep() -> None:
+        while not stop.wait(every):
+            sweep_orphans()
+
+    thread = threading.Thread(target=sweep, name="kdray-sweep", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def sweep_own() -> int:

@@ -16,7 +16,8 @@ from ..config.schema import Config
 from ..data.build import Data
 from ..engine.build import Parts, build
 from ..engine.phases import phases
-from ..errors import ConfigError, KdrayError, MismatchError, RunFailed
+from ..errors import ConfigError, KdrayError, MismatchError, RunFailed, Stopped
+from ..run.asking import STOP, asked
 from ..run.console import duration
 from ..teacher.check import check_complete, differing_spots, refuse_unserved
 from ..teacher.live import LiveTeacher
@@ -272,6 +273,8 @@ class Precompute(Experiment):
                 ) as count:
 
                     def done(task, was_new, work=work, count=count):
+                        if asked(self.under_way) == STOP:
+                            raise Stopped("stopped while the teachers' answers were computed")
                         work.computed += len(task[2]) if was_new else 0
                         count(len(task[2]))
 

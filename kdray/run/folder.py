@@ -80,6 +80,15 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def is_search(self) -> bool:
+        return (self.path / "tune.yaml").exists()
+
+    @property
+    def how_to_resume(self) -> str:
+        """The command that goes on with it."""
+        return f"kdray tune --resume {self.name}" if self.is_search else f"kdray resume {self.name}"
+
+    @property
     def status(self) -> dict:
         found = read_json(self.path / "status.json") or {}
         whole = isinstance(found.get("state"), str)
@@ -180,16 +189,20 @@ def finished_run(folder: Path, recipe: str, data: str) -> RunFolder | None:
 
 
 def list_runs(folder: Path) -> list[dict]:
-    """Every run in `folder`, the newest last.
+    """Every run and search in `folder`, the newest last.
 
-    name, path, state (see `RunFolder.state`), started, last and best accuracy where there is one; host: where it was
-    driven last; progress: what progress.json says, or None; heard: when the run last gave a sign; error: the first line
-    of what it failed of, or None."""
+    name, path, state (see `RunFolder.state`), started, last and best accuracy where there is one (of a search, those of
+    its winner's first run); trials: how many a search has begun, None for a run; host: where it was driven last;
+    progress: what progress.json says, or None; heard: when it last gave a sign; error: the first line of what it failed
+    of, or None."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else []:
         if (path / "status.json").exists():
             run = RunFolder(path)
             summary, status, state = run.summary or {}, run.status, run.state
+            trials = len(list(path.glob("trials/*/values.json"))) if run.is_search else None
+            if isinstance(of_winner := summary.get("runs"), list) and of_winner and isinstance(of_winner[0], dict):
+                summary = of_winner[0]
             last, best = (part if isinstance(part := summary.get(key), dict) else {} for key in ("last", "best"))
             error = str(status.get("error") or "").strip() if state == "failed" else ""
             found.append(
@@ -200,6 +213,7 @@ def list_runs(folder: Path) -> list[dict]:
                     "started": _mtime(path / "command.txt"),
                     "last": last.get("top1"),
                     "best": best.get("top1"),
+                    "trials": trials,
                     "host": status.get("host"),
                     "progress": read_json(path / "progress.json"),
                     "heard": max(_mtime(path / file) for file in ("status.json", "progress.json")),
@@ -217,15 +231,21 @@ def _mtime(file: Path) -> float:
         return 0.0
 
 
-def find_run(name: str, folder: Path) -> RunFolder:
-    """A run by its name in `folder`, or by its path."""
+def find_any(name: str, folder: Path) -> RunFolder:
+    """A run or a search by its name in `folder`, or by its path. Raises ConfigError where there is none."""
     for path in (Path(name), folder / name):
-        if (path / "status.json").exists() and not (path / "tune.yaml").exists():
+        if (path / "status.json").exists() or (path / "tune.yaml").exists():
             return RunFolder(path.resolve())
-        if (path / "tune.yaml").exists():
-            raise ConfigError(f"{path.name} is a search, not a run: `kdray tune --resume {path.name}` goes on with it")
     known = [run["name"] for run in list_runs(folder)]
     raise ConfigError(f"no run '{name}' in {folder}.{did_you_mean(name, known)} `kdray list runs` shows them all.")
+
+
+def find_run(name: str, folder: Path) -> RunFolder:
+    """As `find_any`, and raises ConfigError for a search, too."""
+    found = find_any(name, folder)
+    if found.is_search:
+        raise ConfigError(f"{found.name} is a search, not a run: `{found.how_to_resume}` goes on with it")
+    return found
 
 
 def environment(plugins: list[dict]) -> dict:

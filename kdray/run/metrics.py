@@ -46,8 +46,14 @@ class FileLog:
         """Forget what happened after `step`: it will happen again. A row of kind "resumed" marks the place."""
         if not self.file.exists():
             return
-        rows = [row for row in read_rows(self.file) if row["step"] <= step]
+        found, damaged = _read(self.file)
+        rows = [row for row in found if row["step"] <= step]
         rows.append({"kind": "resumed", "step": max(step, 0)})
+        if damaged:
+            which = f"line{'s' if len(damaged) > 1 else ''} {', '.join(map(str, damaged[:5]))}"
+            more = f" and {len(damaged) - 5:,} more" if len(damaged) > 5 else ""
+            told = f"{self.file}: {which}{more} cannot be read, and {'are' if len(damaged) > 1 else 'is'} left out"
+            rows.append({"kind": "damaged", "step": max(step, 0), "message": told})
         saved = self.file.parent / "checkpoints" / f"step-{step:09d}"
         if saved.is_dir() and not any(row["kind"] == "checkpoint" and row["step"] == step for row in rows):
             rows.append({"step": step, "kind": "checkpoint", "path": saved.name})  # died before it could tell
@@ -63,17 +69,24 @@ class FileLog:
 
 
 def read_rows(file: Path) -> list[dict]:
-    """All whole rows, up to the first line that is none: one that is still being written, or was when the power
-    went."""
+    """All whole rows."""
+    return _read(file)[0]
+
+
+def _read(file: Path) -> tuple[list[dict], list[int]]:
+    """All whole rows, and the numbers of the lines that are damaged. A last line without its end is not: it is still
+    being written, or was when its process was killed."""
     if not file.exists():
-        return []
-    rows = []
-    for line in file.read_text(errors="replace").splitlines():
+        return [], []
+    rows, damaged = [], []
+    *lines, last = file.read_text(errors="replace").split("\n")
+    for number, line in enumerate([*lines, last], 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            break
-        if not (isinstance(row, dict) and row.keys() >= {"kind", "step"}):
-            break
-        rows.append(row)
-    return rows
+            row = None
+        if isinstance(row, dict) and row.keys() >= {"kind", "step"}:
+            rows.append(row)
+        elif number <= len(lines):
+            damaged.append(number)
+    return rows, damaged

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from kdray.run.folder import RunFolder
+
 DAMAGE = {
     "cut": b'{"state": "fini',
     "list": b"[1, 2]",
@@ -54,6 +56,21 @@ def test_metrics_of_which_the_end_was_lost(desk):
     assert desk("resume", "mine").code == 0
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row for row in rows if row["kind"] != "resumed"] == [json.loads(line) for line in lines]
+
+
+def test_metrics_of_which_a_line_in_the_middle_is_damaged(desk):
+    """The others stay, and it is said once."""
+    run = desk.trained("schedule.epochs=3", "engine.log_every=1", name="mine")
+    file = run / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:2], b"\x00" * 9 + lines[2][9:], *lines[3:]]))
+    assert RunFolder(run).rows() == [json.loads(line) for line in (*lines[:2], *lines[3:])]
+    for told in (1, 0):
+        (run / "status.json").write_text('{"state": "interrupted"}')
+        resumed = desk("resume", "mine")
+        assert resumed.code == 0 and resumed.err.count("metrics.jsonl: line 3 cannot be read, and is left out") == told
+    kept = [row for row in RunFolder(run).rows() if row["kind"] not in ("resumed", "damaged")]
+    assert kept == [json.loads(line) for line in (*lines[:2], *lines[3:])]
 
 
 def test_what_a_killed_process_was_writing(desk):

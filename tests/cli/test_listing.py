@@ -57,6 +57,21 @@ def test_every_state(desk, put):
     assert "running" in shown["six"] and ", on elsewhere, last sign " in shown["six"]
 
 
+def test_searches_are_listed_too(desk, put):
+    for name, state in (("looking", "interrupted"), ("looked", "finished")):
+        folder = put(name, state)
+        (folder / "tune.yaml").write_text("name: looking\n")
+        (folder / "trials" / "001").mkdir(parents=True)
+        (folder / "trials" / "001" / "values.json").write_text("{}")
+    winner = {"last": {"top1": 0.75}, "best": {"top1": 0.8125}}
+    (folder / "summary.json").write_text(json.dumps({"runs": [winner]}))
+    first, second = (line for line in desk("runs").out.splitlines() if "search" in line)
+    assert "interrupted" in first and first.rstrip().endswith("search, trials: 1")
+    assert "75.00%" in second and "81.25%" in second
+    assert desk("stop", "looking").out == "looking is not running: interrupted\n"
+    assert "looking is a search, not a run: `kdray tune --resume looking` goes on" in desk.refused("resume", "looking")
+
+
 def test_runs_and_list_runs_are_one(desk, put):
     desk.trained(name="mine")
     for arguments in ((), ("--json",)):

@@ -1,5 +1,6 @@
 """Damaged checkpoints and weights: found by their checksums, set aside, or refused."""
 
+import errno
 import json
 import os
 import pickle
@@ -8,7 +9,7 @@ import shutil
 import pytest
 
 from kdray.engine.checkpoint import checkpoints
-from kdray.errors import ConfigError, MismatchError
+from kdray.errors import ConfigError, MismatchError, RunFailed
 from kdray.launch.experiment import Experiment
 from kdray.launch.measure import measure
 from kdray.run.folder import RunFolder
@@ -84,6 +85,24 @@ def test_no_whole_checkpoint(lab, run):
     with pytest.raises(MismatchError, match=r"is damaged: student.safetensors does not fit its checksum. No other is"):
         resume(lab, run)
     assert len(checkpoints(run.path / "checkpoints")) == 2
+
+
+@pytest.mark.parametrize("reader", ["_sha256", "load_file", "_own"])
+def test_storage_that_is_away_is_no_damage(run, whole, monkeypatch, reader):
+    from kdray.engine import checkpoint
+
+    def away(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    folder = run.path / "checkpoints"
+    before = checkpoints(folder)
+    digest = json.loads((before[-1] / "state.json").read_text())["digest"]
+    monkeypatch.setattr(checkpoint, reader, away)
+    with pytest.raises(RunFailed, match=rf"{before[-1].name} cannot be read: .*Input/output error"):
+        checkpoint.newest(folder, digest)
+    assert sorted(folder.iterdir()) == before
+    monkeypatch.undo()
+    assert checkpoint.newest(folder, digest)[0] == before[-1]
 
 
 def test_a_checkpoint_of_the_format_before(lab, run, whole):

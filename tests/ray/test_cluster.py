@@ -15,6 +15,7 @@ from kdray.errors import ConfigError, Stopped
 from kdray.launch import nodes
 from kdray.launch.experiment import Experiment
 from kdray.launch.session import RaySession
+from kdray.launch.tune import Tune, prepare
 from kdray.registry import Registry
 from kdray.run.asking import STOP, ask
 from kdray.run.console import Console
@@ -119,6 +120,15 @@ def test_storage_that_one_node_does_not_see_is_refused_before_anything_is_writte
     assert first == "the cluster cannot run this:" and len(lines) == 2
     assert f"does not see {here.path / 'runs'} as it is here" in lines[0] and "on storage that every node" in lines[0]
     assert f"the checkpoint of teacher {mine} is not there" in lines[1]
+    assert not (here.path / "runs").exists()
+
+
+def test_so_is_a_search(here, address):
+    file = here.config("search", tune={"space": {"optimizer.lr": {"uniform": [0.1, 0.2]}}, "trials": 2})
+    with pytest.raises(ConfigError, match=rf"does not see {here.path / 'runs'} as it is here"):
+        Tune(here.registry, find_project(here.path), Heard(), "test", address).start(
+            prepare(file, ["data.validation=0.1"], here.registry)
+        )
     assert not (here.path / "runs").exists()
 
 

@@ -180,9 +180,9 @@ def test_population_based_training_takes_weights_and_values_over(search):
     assert taken
 
 
-def test_a_search_interrupted_by_ctrl_c_goes_on(lab):
+def test_a_search_that_is_interrupted_goes_on(lab):
     tune = {"space": {"optimizer.lr": {"loguniform": [0.01, 0.3]}}, "scheduler": "none", "trials": 3}
-    file = lab.config("cut", data=VALIDATED, tune={**tune, "max_concurrent": 1}, schedule={"epochs": 40})
+    file = lab.config("cut", data=VALIDATED, tune={**tune, "max_concurrent": 1}, schedule={"epochs": 80})
     folder, command = lab.path / "runs" / "cut", [sys.executable, "-m", "kdray", "tune"]
     process = subprocess.Popen(
         [*command, str(file)],
@@ -202,6 +202,17 @@ def test_a_search_interrupted_by_ctrl_c_goes_on(lab):
     output = process.communicate(timeout=100)[0]
     assert process.returncode == 130 and "kdray tune --resume cut" in output, output
     assert "Traceback" not in output
+
+    # Again, by `kdray stop` from another process.
+    process = subprocess.Popen([*command, "--resume", "cut"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    done_before = read_trials(folder)[1].epochs
+    while read_trials(folder)[1].epochs <= done_before:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    told = subprocess.run([sys.executable, "-m", "kdray", "stop", "cut"], capture_output=True, text=True, timeout=100)
+    assert told.stdout == "cut has stopped: `kdray tune --resume cut` goes on with it\n", told
+    assert process.wait(timeout=100) == 130
+    assert "kdray tune --resume cut" in (output := process.communicate()[1]) and "Traceback" not in output
     first = (folder / "trials" / "001" / "metrics.jsonl").read_bytes()
 
     search = Tune(lab.registry, find_project(lab.path), Console(), "test")
@@ -214,5 +225,5 @@ def test_a_search_interrupted_by_ctrl_c_goes_on(lab):
     assert [(t.number, t.state) for t in trials] == [(1, "finished"), (2, "finished"), (3, "finished")]
     assert (folder / "trials" / "001" / "metrics.jsonl").read_bytes() == first
     assert RunFolder(folder / "trials" / "002").rows("resumed")[0]["step"] > 0
-    assert all([row["epoch"] for row in rows(t)] == list(range(1, 41)) for t in trials)
+    assert all([row["epoch"] for row in rows(t)] == list(range(1, 81)) for t in trials)
     assert search.resume("cut", prepare(file, [], lab.registry))["name"] == "cut"

@@ -46,7 +46,13 @@ def test_a_trial_that_is_stopped_early_frees_its_workers(lab, ray_session):
         time.sleep(0.1)
 
 
-def test_a_trial_that_fails_is_told_with_its_own_error(lab, ray_session, capfd):
+def test_a_trial_that_fails_is_told_with_its_own_error_and_not_begun_again(lab, ray_session, capfd, monkeypatch):
+    from kdray.launch.tune.telling import Telling
+
+    begun, start = [], Telling.on_trial_start
+    monkeypatch.setattr(
+        Telling, "on_trial_start", lambda self, *a, **k: (begun.append(str(k["trial"])), start(self, *a, **k))
+    )
     tune = {"space": {"data.batch_size": {"grid": [2000, 20]}}, "searcher": "grid"}
     summary = search(lab, "one-fails", tune)
     assert summary["trials"] == {"finished": 1, "stopped": 0, "failed": 1}
@@ -55,6 +61,7 @@ def test_a_trial_that_fails_is_told_with_its_own_error(lab, ray_session, capfd):
     told = "100 training samples do not fill one batch of 2000"
     assert told in failed.error and told in capfd.readouterr().err
     assert (lab.path / "runs" / "one-fails" / "best.yaml").exists()
+    assert sorted(begun) == ["001", "002"]
 
 
 def test_a_search_of_which_all_trials_fail(lab, ray_session):

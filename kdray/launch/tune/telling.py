@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from ray.tune import Callback
 
-from ..run.folder import RunFolder
-from ..run.trials import Screen
+from ...errors import Stopped
+from ...run.asking import STOP, asked
+from ...run.folder import RunFolder
+from ...run.trials import Screen
 
 
 class Telling(Callback):
@@ -16,6 +18,11 @@ class Telling(Callback):
 
     folder: ClassVar[Path]
     screen: ClassVar[Screen]
+
+    def on_step_begin(self, iteration, trials, **info) -> None:
+        """Several times a second, whatever the trials do."""
+        if asked([self.folder]) == STOP:
+            raise Stopped("stopped among its trials")
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
         self.screen.start(str(trial))

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..config.tune import Dimension, TuneConfig, mode
-from ..errors import ConfigError
+from ...config.tune import Dimension, TuneConfig, mode
+from ...errors import ConfigError
 
 STATE = ".ray"
 """Ray Tune's own folder in that of a search."""
@@ -142,7 +142,7 @@ def _suggest(config: TuneConfig, trial) -> None:
 
 
 def _scheduler(config: TuneConfig, epochs: int):
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining
+    from .schedulers import Asha, Fifo, Median, Population
 
     metric = config.metrics[0]
     judged = {"time_attr": "epoch", "metric": metric, "mode": mode(metric)}
@@ -151,7 +151,7 @@ def _scheduler(config: TuneConfig, epochs: int):
     grace = config.grace or max(1, epochs // 9)
     if config.searcher == "pbt":
         draws = {p: [json.dumps(v) for v in d.values] if d.is_discrete else _domain(d) for p, d in config.space.items()}
-        return PopulationBasedTraining(
+        return Population(
             **judged,
             perturbation_interval=config.interval or max(1, epochs // 10),
             hyperparam_mutations=draws,
@@ -160,10 +160,10 @@ def _scheduler(config: TuneConfig, epochs: int):
     match config.stops:
         case "asha":
             reduction = config.reduction or 3
-            return ASHAScheduler(**judged, max_t=epochs, grace_period=min(grace, epochs), reduction_factor=reduction)
+            return Asha(**judged, max_t=epochs, grace_period=min(grace, epochs), reduction_factor=reduction)
         case "median":
-            return MedianStoppingRule(**judged, grace_period=grace, min_samples_required=3)
-    return FIFOScheduler()
+            return Median(**judged, grace_period=grace, min_samples_required=3)
+    return Fifo()
 
 
 def _inside(config: TuneConfig, drawn: dict) -> dict:

@@ -15,27 +15,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.dump import write
-from ..config.load import digest, load_text, to_yaml
-from ..config.schema import CacheConfig, Config
-from ..config.space import decode, put
-from ..config.tune import TuneConfig
-from ..config.yaml import read
-from ..engine import checkpoint
-from ..engine.context import Context
-from ..engine.train import Job
-from ..errors import ConfigError, RunFailed
-from ..registry import Registry
-from ..run.folder import RunFolder, read_json, write_json
-from ..run.metrics import FileLog
-from ..run.trials import numbers
-from ..run.watch import Watch
-from ..teacher.setup import Place
-from .code import Code
-from .experiment import device_here
-from .ray_train import run_on_ray
-from .session import RaySession
-from .worker import Assignment, train_here
+from ...config.dump import write
+from ...config.load import digest, load_text, to_yaml
+from ...config.schema import CacheConfig, Config
+from ...config.space import decode, put
+from ...config.tune import TuneConfig
+from ...config.yaml import read
+from ...engine import checkpoint
+from ...engine.context import Context
+from ...engine.train import Job
+from ...errors import ConfigError, RunFailed
+from ...registry import Registry
+from ...run.folder import RunFolder, read_json, write_json
+from ...run.metrics import FileLog
+from ...run.trials import numbers
+from ...run.watch import Watch
+from ...teacher.setup import Place
+from ..code import Code
+from ..experiment import device_here
+from ..ray_train import run_on_ray
+from ..session import RaySession
+from ..worker import Assignment, train_here
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ def trial(drawn: dict, search: Search) -> None:
     name = tune.get_context().get_trial_name()
     run, settings = RunFolder(search.folder / "trials" / name), search.tune
     values = decode(settings, drawn)
-    if run.status["state"] == "failed" and _values(run) == values:
-        raise RunFailed(run.status["error"])  # Ray tries again after a lost process; this would only happen again
-    if run.finished and _values(run) == values:  # Ray Tune was interrupted before it wrote that down
+    if run.status["state"] == "failed" and values_of(run) == values:
+        raise RunFailed(run.status["error"])  # Ray Tune was interrupted before it wrote that down
+    if run.finished and values_of(run) == values:  # Ray Tune was interrupted before it wrote that down
         return _Report(run, run.rows("epoch")[-1]["epoch"], settings.searcher == "pbt").end()
     try:
         registry = search.code.load()
@@ -122,7 +122,7 @@ def _begin(run: RunFolder, config: Config, search: Search, registry: Registry, v
     """A folder for a new trial; of one that goes on, what is in it, or the checkpoint `found` of another trial.
 
     After a killed driver a trial may get other values than its number had before: then that was another trial."""
-    had = _values(run)
+    had = values_of(run)
     is_other = had is not None and had != values
     if had is None or (is_other and not found):
         shutil.rmtree(run.path, ignore_errors=True)
@@ -145,9 +145,16 @@ def _begin(run: RunFolder, config: Config, search: Search, registry: Registry, v
     run.set_status("running")
 
 
-def _values(run: RunFolder) -> dict | None:
+def values_of(run: RunFolder) -> dict | None:
     """Those that the folder's trial has; None where it was not begun."""
     return (read_json(run.path / "values.json") or {}).get("values")
+
+
+def saved_epochs(run: RunFolder) -> list[dict]:
+    """The rows of the epochs that a trial which goes on does not train again; the last of them it tells again."""
+    newest = checkpoint.checkpoints(run.path / "checkpoints")
+    step = json.loads((newest[-1] / "state.json").read_text())["step"] if newest else -1
+    return [row for row in run.rows("epoch") if row["step"] <= step]
 
 
 def _is_from_another(path: str, run: RunFolder) -> bool:
@@ -192,11 +199,10 @@ class _Report:
 
     def again(self) -> None:
         """The last epoch of a trial that goes on: Ray Tune may not have written down that it was told."""
-        newest = checkpoint.checkpoints(self.run.path / "checkpoints")
-        step = json.loads((newest[-1] / "state.json").read_text())["step"] if newest else -1
-        rows = [row for row in self.run.rows("epoch") if row["step"] <= step]
+        rows = saved_epochs(self.run)
         if rows and not (self.run.path / ".adopted").exists():
-            self._tell(rows[-1], newest[-1] if self.shares and rows[-1]["step"] == step else None)
+            saved = self.run.path / "checkpoints" / checkpoint.name_of(rows[-1]["step"])
+            self._tell(rows[-1], saved if self.shares and saved.exists() else None)
 
     def end(self) -> None:
         self._report(self.run.rows("epoch")[-1], None)

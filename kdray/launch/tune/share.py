@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config.tune import TuneConfig
-from ..errors import ConfigError
+from ...config.tune import TuneConfig
+from ...errors import ConfigError
 
 
 @dataclass(frozen=True)
