@@ -1,12 +1,14 @@
 """Batch norm over the global batch, against one process's nn.BatchNorm2d."""
 
+from multiprocessing import Manager
+
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from kdray.engine.batchnorm import synchronise
+from tests.engine.processes import spawn
 
 WORKERS = 3
 PARTS = [5, 4, 2]  # unequal on purpose
@@ -47,9 +49,9 @@ def worker(rank, address, results):
 
 @pytest.fixture(scope="module")
 def distributed(tmp_path_factory):
-    results = mp.Manager().dict()
+    results = Manager().dict()
     address = f"file://{tmp_path_factory.mktemp('gloo')}/meet"
-    mp.spawn(worker, args=(address, results), nprocs=WORKERS)
+    spawn(worker, (address, results), WORKERS)
     return [results[rank] for rank in range(WORKERS)]
 
 

@@ -1,11 +1,13 @@
 """The differentiable gather: every worker's loss reaches the rows it read."""
 
+from multiprocessing import Manager
+
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from kdray.engine.context import Context
+from tests.engine.processes import spawn
 
 COUNTS = [3, 2]
 
@@ -33,8 +35,8 @@ def worker(rank, address, results):
 
 @pytest.fixture(scope="module")
 def distributed(tmp_path_factory):
-    results = mp.Manager().dict()
-    mp.spawn(worker, args=(f"file://{tmp_path_factory.mktemp('gloo')}/meet", results), nprocs=2)
+    results = Manager().dict()
+    spawn(worker, (f"file://{tmp_path_factory.mktemp('gloo')}/meet", results), 2)
     return [results[rank] for rank in range(2)]
 
 

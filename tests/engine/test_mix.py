@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,24 +19,12 @@ from kdray.engine.labels import batch_for, setup_for
 from kdray.errors import ConfigError, MismatchError
 from kdray.launch.experiment import Experiment
 from kdray.launch.precompute import Precompute
-from kdray.registry import Registry
 from kdray.run.console import Console
 from kdray.run.folder import RunFolder
 from kdray.teacher.inspect import unreferenced
 
-PLUGIN = Path(__file__).parent / "plugin_with_stages.py"
+pytestmark = pytest.mark.usefixtures("with_stages")
 MIXED = {"data": {"samples": 96, "mix": {"mixup": {"alpha": 0.4}}}, "engine": {"log_every": 1}}
-
-
-@pytest.fixture
-def lab(lab):
-    lab.registry = Registry.load(paths=[PLUGIN])
-    return lab
-
-
-@pytest.fixture
-def teacher(teacher_weights):
-    return {"model": "convnet", "widths": [16, 32], "checkpoint": teacher_weights}
 
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])

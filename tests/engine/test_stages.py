@@ -18,23 +18,11 @@ from kdray.engine.checkpoint import checkpoints
 from kdray.errors import ConfigError, PluginError
 from kdray.launch.experiment import Experiment
 from kdray.launch.measure import measure
-from kdray.registry import Registry
 from kdray.run.console import Console
 from kdray.run.folder import RunFolder
 
-PLUGIN = Path(__file__).parent / "plugin_with_stages.py"
+pytestmark = pytest.mark.usefixtures("with_stages")
 SMALL = {"data": {"samples": 96}, "schedule": {"epochs": 2}, "engine": {"log_every": 1}}
-
-
-@pytest.fixture
-def lab(lab):
-    lab.registry = Registry.load(paths=[PLUGIN])
-    return lab
-
-
-@pytest.fixture
-def teacher(teacher_weights):
-    return {"model": "convnet", "widths": [16, 32], "checkpoint": teacher_weights}
 
 
 def states(run):

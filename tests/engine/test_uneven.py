@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -17,6 +16,7 @@ from kdray.engine.train import Job, train
 from kdray.models.convnet import ConvNet
 from kdray.registry import Registry
 from kdray.run.metrics import FileLog, read_rows
+from tests.engine.processes import spawn
 
 WORKERS = 3
 CRD = {"use": "crd", "dim": 16, "weight": 0.02}
@@ -56,7 +56,7 @@ def test_three_workers_have_the_losses_of_one(lab):
     for folder in folders:
         folder.mkdir()
     work(0, 1, file, folders[0])
-    mp.spawn(work, (WORKERS, file, folders[1]), nprocs=WORKERS)
+    spawn(work, (WORKERS, file, folders[1]), WORKERS)
 
     one, three = ([row["terms"] for row in read_rows(f / "metrics.jsonl") if row["kind"] == "step"] for f in folders)
     assert len(one) == len(three) == 15

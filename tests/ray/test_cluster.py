@@ -21,7 +21,7 @@ from kdray.run.asking import STOP, ask
 from kdray.run.console import Console
 from kdray.run.folder import RunFolder
 from tests.conftest import Lab
-from tests.engine.test_stages import PLUGIN
+from tests.engine.conftest import PLUGIN
 from tests.ray.clusters import cluster, far_node, wait_until
 
 NODE_OF_WORKER = """

@@ -6,7 +6,8 @@ from torch.testing import assert_close
 
 from kdray.engine.checkpoint import checkpoints
 from kdray.registry import Registry
-from tests.engine.test_stages import PLUGIN, VIEWS
+from tests.engine.conftest import PLUGIN
+from tests.engine.test_stages import VIEWS
 
 
 def train(lab, teacher_weights, workers):
