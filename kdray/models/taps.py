@@ -96,8 +96,15 @@ class Tapped(nn.Module):
 
     def compile_for(self, rows: int) -> None:
         """Compute batches of just so many pictures by compiled code from now on."""
-        # Not the module that torch.compile makes of a module: it would be registered as another one.
-        self._compiled = rows, torch.compile(lambda x: self.model(x), dynamic=False)
+
+        def run(x: Tensor) -> Tensor:
+            return self.model(x)
+
+        # torch.compile keeps what it has compiled by the code of a function, and by default takes it for other networks
+        # of the same kind too, whatever hooks those have.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        run.__code__ = run.__code__.replace(co_name=f"run_{id(self)}")
+        self._compiled = rows, torch.compile(run, dynamic=False)
 
     def forward(self, x: Tensor) -> Outputs:
         log = self._log
