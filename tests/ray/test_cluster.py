@@ -14,14 +14,13 @@ from kdray.config.project import find_project
 from kdray.errors import ConfigError, Stopped
 from kdray.launch import nodes
 from kdray.launch.experiment import Experiment
-from kdray.launch.session import RaySession
 from kdray.registry import Registry
 from kdray.run.asking import STOP, ask
 from kdray.run.console import Console
 from kdray.run.folder import RunFolder
 from tests.conftest import Lab
 from tests.engine.conftest import PLUGIN
-from tests.ray.clusters import cluster, far_node, wait_until
+from tests.ray.clusters import two_nodes, wait_until
 
 NODE_OF_WORKER = """
 
@@ -65,19 +64,9 @@ class Heard(Console):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("far")
-
-
-@pytest.fixture(scope="module")
 def address(folder):
-    """Of a cluster with two nodes of one CPU each; one of them does not see what is in `folder`/here."""
-    (folder / "here").mkdir()
-    with cluster() as two:
-        two.add_node(num_cpus=1)
-        with far_node(two.address, folder / "here"), RaySession(two.address) as session:
-            wait_until(lambda: len(session.addresses()) == 2, "the far node joins")
-            yield two.address
+    with two_nodes(folder / "here") as session:
+        yield session.address
 
 
 @pytest.fixture
