@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kdray.launch.session import SETTINGS
+from kdray.launch.session import SETTINGS, RaySession
 
 
 @contextlib.contextmanager
@@ -47,6 +47,17 @@ def far_node(address: str, hidden: Path):
     finally:
         process.terminate()  # ray takes its own processes with it
         process.wait(timeout=30)
+
+
+@contextlib.contextmanager
+def two_nodes(hidden: Path):
+    """A session in a cluster of two nodes with one CPU each; one of them does not see what is in `hidden`."""
+    hidden.mkdir()
+    with cluster() as two:
+        two.add_node(num_cpus=1)
+        with far_node(two.address, hidden), RaySession(two.address) as session:
+            wait_until(lambda: len(session.addresses()) == 2, "the far node joins")
+            yield session
 
 
 def wait_until(true, what: str, seconds: float = 60.0) -> None:

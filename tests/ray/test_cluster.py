@@ -22,7 +22,7 @@ from kdray.run.console import Console
 from kdray.run.folder import RunFolder
 from tests.conftest import Lab
 from tests.engine.conftest import PLUGIN
-from tests.ray.clusters import cluster, far_node, wait_until
+from tests.ray.clusters import two_nodes, wait_until
 
 NODE_OF_WORKER = """
 
@@ -66,19 +66,9 @@ class Heard(Console):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("far")
-
-
-@pytest.fixture(scope="module")
 def address(folder):
-    """Of a cluster with two nodes of one CPU each; one of them does not see what is in `folder`/here."""
-    (folder / "here").mkdir()
-    with cluster() as two:
-        two.add_node(num_cpus=1)
-        with far_node(two.address, folder / "here"), RaySession(two.address) as session:
-            wait_until(lambda: len(session.addresses()) == 2, "the far node joins")
-            yield two.address
+    with two_nodes(folder / "here") as session:
+        yield session.address
 
 
 @pytest.fixture

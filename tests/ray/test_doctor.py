@@ -6,24 +6,13 @@ import sys
 import pytest
 
 from kdray.launch.checkup import Folder, checkup
-from kdray.launch.session import RaySession
-from tests.ray.clusters import cluster, far_node, wait_until
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("doctor")
+from tests.ray.clusters import two_nodes
 
 
 @pytest.fixture(scope="module")
 def session(folder):
-    """Two nodes of one CPU each; one of them does not see what is in `folder`/hidden."""
-    (folder / "hidden").mkdir()
-    with cluster() as two:
-        two.add_node(num_cpus=1)
-        with far_node(two.address, folder / "hidden"), RaySession(two.address) as session:
-            wait_until(lambda: len(session.addresses()) == 2, "the far node joins")
-            yield session
+    with two_nodes(folder / "hidden") as session:
+        yield session
 
 
 def lines(session, name, path, must):

@@ -84,19 +84,6 @@ def same(run, other):
     assert stories[0] == stories[1]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("stop")
-
-
-@pytest.fixture
-def here(folder, monkeypatch):
-    from tests.conftest import Lab
-
-    monkeypatch.chdir(folder)
-    return Lab(folder)
-
-
 @pytest.fixture
 def command():
     """Makes a Command; what it leaves when a test fails is ended."""

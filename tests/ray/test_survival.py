@@ -58,19 +58,6 @@ def wait_for(run: RunFolder, process, step):
     raise AssertionError("the run does not get on")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("survival")
-
-
-@pytest.fixture
-def here(folder, monkeypatch):
-    from tests.conftest import Lab
-
-    monkeypatch.chdir(folder)
-    return Lab(folder)
-
-
 @pytest.fixture
 def unbroken(here, teacher_weights):
     run = RunFolder(here.path / "runs" / "unbroken")
