@@ -14,7 +14,6 @@ from kdray.config.project import find_project
 from kdray.errors import ConfigError, Stopped
 from kdray.launch import nodes
 from kdray.launch.experiment import Experiment
-from kdray.launch.session import RaySession
 from kdray.launch.tune import Tune, prepare
 from kdray.registry import Registry
 from kdray.run.asking import STOP, ask
