@@ -324,10 +324,10 @@ class EngineConfig(Options):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Decay of an exponential moving average of the student, evaluated in its stead."
     )
-    compile: Literal["auto"] | bool = Field(
-        "auto",
-        description="Compile the networks where steps are recorded: fewer and larger kernels, after half a minute of "
-        "compiling. auto: in runs of 100,000 steps and more, which earn it back.",
+    compile: bool = Field(
+        False,
+        description="Compile the networks where steps are recorded (`record`): fewer and larger kernels, which round "
+        "in other places, after some 20 seconds of compiling.",
     )
     record: bool = Field(
         True,

@@ -58,8 +58,6 @@ from .sums import Sums
 
 LOST_IN_A_ROW = 20
 """Batches that `engine.nonfinite: skip` leaves out at most, one after the other."""
-WORTH_COMPILING = 100_000
-"""Steps of the main loop that earn the time of compiling back: about 20 s, at 0.3 ms a step (on an H200)."""
 TOTAL = "=loss"
 """The weighted sum among the sums of an epoch's terms; no label has such a name."""
 
@@ -220,15 +218,13 @@ class Training:
         if not why_not:
             size = min(self.config.data.batch_size, len(self.parts.data.train))
             self.recorder = Recorder(self._work, self.generators[-1], size, ", ".join(self.objective.labels))
-            if self._compiles():
+            if self.config.engine.compile:
                 for network in (self.objective.student, *self.parts.teachers.networks()):
                     network.compile_for(size)
         if main and context.device.type == "cuda":
-            self._row({"kind": "recording", "obstacle": why_not, "compiled": not why_not and self._compiles()})
-
-    def _compiles(self) -> bool:
-        asked, steps = self.config.engine.compile, len(self.parts.data.train) // self.config.data.batch_size
-        return steps * self.config.schedule.epochs >= WORTH_COMPILING if asked == "auto" else asked
+            self._row(
+                {"kind": "recording", "obstacle": why_not, "compiled": not why_not and self.config.engine.compile}
+            )
 
     def _distribute(self) -> nn.Module:
         if self.context.world_size == 1 or all(isinstance(p, DTensor) for p in self.parameters):
