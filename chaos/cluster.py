@@ -64,13 +64,14 @@ def main() -> None:
     for _ in range(int(sys.argv[1])):
         cluster.add_node(num_cpus=1)
     ray.init(cluster.address, log_to_driver=False, logging_level="error")
-    print(cluster.address, flush=True)
+    answers, sys.stdout = sys.stdout, sys.stderr  # Ray tells things there too
+    print(cluster.address, file=answers, flush=True)
     for line in sys.stdin:
         if line.strip() == "node":
             cluster.add_node(num_cpus=1)
-            print("added", flush=True)
+            print("added", file=answers, flush=True)
         else:
-            print(json.dumps(_left()), flush=True)
+            print(json.dumps(_left()), file=answers, flush=True)
 
 
 def _left() -> list[str]:

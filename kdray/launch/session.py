@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from ..config.schema import ScaleConfig
 from ..errors import ConfigError
+from .reaper import reaping
 
 # Ray reads these at import; what the user has set stays. Without the first, workers notice nothing for 2 s at a time.
 SETTINGS = {
@@ -35,6 +36,7 @@ class RaySession:
     def __init__(self, address: str | None = None):
         of_job = os.environ.get("RAY_ADDRESS") if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else None
         self.address = of_job or address or os.environ.get("RAY_ADDRESS")  # a job belongs to its own cluster
+        self.cleanup = contextlib.ExitStack()
         self.held: list[tuple[str, dict[str, float]]] = []
 
     @property
@@ -54,6 +56,8 @@ class RaySession:
         if self.started:
             if joins:
                 _refuse_unreachable(self.address)
+            else:
+                self.cleanup.enter_context(reaping())
             quiet = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
             try:
                 ray.init(
@@ -62,6 +66,7 @@ class RaySession:
                     **quiet,
                 )
             except (ConnectionError, RuntimeError, ValueError) as error:
+                self.cleanup.close()
                 where = f"the Ray cluster at {self.address}" if joins else "Ray on this machine"
                 raise ConfigError(f"{where} could not be reached: {error}") from error
             finally:
@@ -72,6 +77,7 @@ class RaySession:
     def __exit__(self, *_):
         if self.started:
             self.ray.shutdown()
+            self.cleanup.close()
 
     def nodes(self) -> list[dict[str, float]]:
         """Resources of each living node, without what `hold` speaks of."""
