@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MARK = "KDRAY_SESSION"
@@ -22,11 +22,17 @@ DONE = b"done"
 
 
 @contextlib.contextmanager
-def reaping() -> Iterator[None]:
-    """What is started while it is open is ended when this process is killed meanwhile. Only where there is /proc."""
+def reaping() -> Iterator[Callable[[str], None]]:
+    """What is started while it is open is ended when this process is killed meanwhile. Only where there is /proc. Tell
+    it the folder of the Ray session when it is known: the agents write their titles over their environment."""
     if not Path("/proc/self/environ").exists():
-        yield
+        yield lambda folder: None
         return
+
+    def tell(folder: str) -> None:
+        reaper.stdin.write(f"{folder}\n".encode())
+        reaper.stdin.flush()
+
     before, token = os.environ.get(MARK), uuid.uuid4().hex
     reaper = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, token],
@@ -38,7 +44,7 @@ def reaping() -> Iterator[None]:
     )
     os.environ[MARK] = token
     try:
-        yield
+        yield tell
     finally:
         os.environ.pop(MARK)
         if before is not None:
@@ -47,21 +53,31 @@ def reaping() -> Iterator[None]:
             reaper.communicate(DONE)
 
 
-def marked(token: str) -> list[int]:
-    """The processes of a session."""
+def of_session(token: str, session: str) -> list[int]:
+    """Its processes: those with its mark, and those of Ray's that have a file open in its folder."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is somebody else's
-            if f"{MARK}={token}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
+            marked = f"{MARK}={token}".encode() in (process / "environ").read_bytes().split(b"\0")
+            if marked or (session and _title(process).startswith(b"ray::") and _writes_in(session, process)):
+                found.append(int(process.name))
     return found
 
 
+def _title(process: Path) -> bytes:
+    return (process / "cmdline").read_bytes()
+
+
+def _writes_in(folder: str, process: Path) -> bool:
+    return any(os.readlink(file).startswith(f"{folder}/") for file in (process / "fd").iterdir())
+
+
 def main() -> None:
-    if sys.stdin.buffer.read() == DONE:  # else its driver is gone: the pipe has ended
+    session, _, rest = sys.stdin.buffer.read().rpartition(b"\n")
+    if rest == DONE:  # else its driver is gone: the pipe has ended
         return
     end = time.monotonic() + GRACE
-    while (left := marked(sys.argv[1])) and time.monotonic() < end:
+    while (left := of_session(sys.argv[1], session.decode())) and time.monotonic() < end:
         time.sleep(0.5)
     for pid in left:
         with contextlib.suppress(OSError):

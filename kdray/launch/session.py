@@ -56,8 +56,7 @@ class RaySession:
         if self.started:
             if joins:
                 _refuse_unreachable(self.address)
-            else:
-                self.cleanup.enter_context(reaping())
+            tell_reaper = None if joins else self.cleanup.enter_context(reaping())
             quiet = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
             try:
                 ray.init(
@@ -69,6 +68,9 @@ class RaySession:
                 self.cleanup.close()
                 where = f"the Ray cluster at {self.address}" if joins else "Ray on this machine"
                 raise ConfigError(f"{where} could not be reached: {error}") from error
+            else:
+                if tell_reaper:
+                    tell_reaper(ray._private.worker._global_node.get_session_dir_path())
             finally:
                 if threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place
