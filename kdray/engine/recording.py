@@ -111,7 +111,7 @@ class Recorder:
         self.inputs: Inputs | None = None
 
     def __call__(self, inputs: Inputs) -> Terms:
-        if inputs.batch.size != self.size:
+        if inputs.batch.size != self.size or (self.inputs and inputs.pictures.shape != self.inputs.pictures.shape):
             return self.work(inputs)
         if self.seen < WARM_UP:
             self.seen += 1
