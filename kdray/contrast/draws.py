@@ -43,7 +43,7 @@ class SameClass(ByClass):
         return self.order[start + (self._uniform(batch, step, 1)[:, 0] * size).long()]
 
 
-class OneDraw(nn.Module):
+class ForAll(nn.Module):
     """K samples of any class for the whole batch: (K,)."""
 
     def __init__(self, count: int, samples: int):
@@ -52,9 +52,8 @@ class OneDraw(nn.Module):
             raise ConfigError(f"`negatives: {{count: {count}}}` is more than the {samples} training samples")
         self.count, self.samples = count, samples
 
-    def forward(self, step: Step) -> Tensor:
-        generator = step.device_generator
-        return torch.randperm(self.samples, generator=generator, device=generator.device)[: self.count]
+    def forward(self, batch: Batch, step: Step) -> Tensor:
+        return _permutation(self.samples, step)[: self.count]
 
 
 class OtherClasses(ByClass):
@@ -77,8 +76,7 @@ class OtherClasses(ByClass):
         """
         # A window and what follows it hold K of other classes, whatever stands in them.
         length = min(self.total, self.count + self.largest)
-        generator = step.device_generator
-        order = torch.randperm(self.total, generator=generator, device=generator.device)
+        order = _permutation(self.total, step)
         start = (self._uniform(batch, step, 1)[:, 0] * self.total).long()
         twice = torch.cat([order, order[:length]])
         window = twice.unfold(0, length, 1)[start]  # (b, length)
@@ -91,6 +89,11 @@ class OtherClasses(ByClass):
         size, start = self.size[batch.target, None], self.start[batch.target, None]
         place = (self._uniform(batch, step, self.count) * (self.total - size)).long()
         return self.order[place + size * (place >= start)]  # skip over the anchor's class
+
+
+def _permutation(samples: int, step: Step) -> Tensor:
+    generator = step.device_generator
+    return torch.randperm(samples, generator=generator, device=generator.device)
 
 
 def _first_replaced(window: Tensor, own: Tensor, count: int) -> Tensor:

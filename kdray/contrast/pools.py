@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..distiller import Batch, Setup, Step
 from ..errors import ConfigError
-from .draws import OneDraw, OtherClasses, SameClass, need_classes
+from .draws import ForAll, OtherClasses, SameClass, need_classes
 from .objectives import Scores
 from .options import AllOptions, BankOptions, BatchOptions, Negatives, QueueOptions, SharedOptions
 from .product import drawn_product, product
@@ -47,8 +47,11 @@ class Bank(nn.Module):
         super().__init__()
         need_classes(setup.labels)
         self.by_class, self.momentum = by_class, options.momentum
-        self.draw = OtherClasses(options.count, setup.labels) if options.kind == "bank" else None
-        self.one_draw = OneDraw(options.count, setup.num_samples) if options.kind == "shared" else None
+        self.draw = None
+        if options.kind == "bank":
+            self.draw = OtherClasses(options.count, setup.labels)
+        elif options.kind == "shared":
+            self.draw = ForAll(options.count, setup.num_samples)
         self.same = SameClass(setup.labels) if options.kind == "bank" and options.mode == "relax" else None
         self.register_buffer("labels", setup.labels, persistent=False)
         self.register_buffer("memory_s", random_rows(setup.num_samples, dim, setup.generator))
@@ -56,24 +59,24 @@ class Bank(nn.Module):
 
     def forward(self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None) -> tuple[Scores, Scores]:
         drawn = self.draw(batch, step) if self.draw else None
-        shared = self.one_draw(step) if self.one_draw else None
         own = self.same(batch, step) if self.same else batch.index
+        for_all = drawn is not None and drawn.dim() == 1
         same = others = None  # masks (b, N) and (b, K), where they are needed
-        if self.by_class or (drawn is None and shared is None):
+        if self.by_class or drawn is None:
             same = self.labels[None, :] == batch.target[:, None]
-        if shared is not None:
-            others = self.labels[shared][None, :] != batch.target[:, None]
+        if for_all:
+            others = self.labels[drawn] != batch.target[:, None]
 
         def scores(anchor: Tensor, memory: Tensor) -> Scores:
             memory = memory.to(anchor.dtype)
             every = product(anchor, memory) if same is not None else None
             positive = (every, same) if self.by_class else ((anchor * memory[own]).sum(dim=1, keepdim=True), None)
-            if drawn is not None:
-                negative = (drawn_product(anchor, memory, drawn), None)
-            elif shared is not None:
-                negative = (product(anchor, memory[shared]), others)
-            else:
+            if drawn is None:
                 negative = (every, ~same)
+            elif for_all:
+                negative = (product(anchor, memory[drawn]), others)
+            else:
+                negative = (drawn_product(anchor, memory, drawn), None)
             return Scores(positive[0], negative[0], positive[1], negative[1])
 
         self.fresh = tuple(k.detach() for k in keys or (g_s, g_t))

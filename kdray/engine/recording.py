@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config.schema import Config
-from ..distiller import Batch, Distiller, Outputs
+from ..distiller import Distiller, Outputs
 from ..errors import PluginError
 from .context import Context
 
@@ -27,19 +27,21 @@ Terms = dict[str, Tensor]
 
 @dataclass
 class Inputs:
-    """What a step is computed from: pictures uint8 (b, C, H, W), further views of them, the batch but for its classes,
-    which follow from it, and by teacher what is known of its outputs already."""
+    """What a step is computed from: pictures uint8 (b, C, H, W), further views of them, and the samples'
+    positions (b,); of mixed pictures partner and share (b,), as in `Batch`; by teacher what is known of its outputs."""
 
     pictures: Tensor
     views: dict[str, Tensor]
-    batch: Batch
+    index: Tensor
+    partner: Tensor | None = None
+    share: Tensor | None = None
     known: dict[str, Outputs] = field(default_factory=dict)
 
     def tensors(self) -> Iterator[Tensor]:
         """Those that are others at every step, always in the same order."""
         yield self.pictures
         yield from self.views.values()
-        yield from (x for x in (self.batch.index, self.batch.partner, self.batch.share) if x is not None)
+        yield from (x for x in (self.index, self.partner, self.share) if x is not None)
         for outputs in self.known.values():
             rows: list[Tensor] = []
             outputs.map(rows.append)
@@ -111,7 +113,7 @@ class Recorder:
         self.inputs: Inputs | None = None
 
     def __call__(self, inputs: Inputs) -> Terms:
-        if inputs.batch.size != self.size or (self.inputs and inputs.pictures.shape != self.inputs.pictures.shape):
+        if len(inputs.index) != self.size or (self.inputs and inputs.pictures.shape != self.inputs.pictures.shape):
             return self.work(inputs)
         if self.seen < WARM_UP:
             self.seen += 1
@@ -144,8 +146,8 @@ def _replace(inputs: Inputs, static: Iterator[Tensor]) -> None:
     inputs.pictures = next(static)
     inputs.views = {name: next(static) for name in inputs.views}
     for name in ("index", "partner", "share"):
-        if getattr(inputs.batch, name) is not None:
-            setattr(inputs.batch, name, next(static))
+        if getattr(inputs, name) is not None:
+            setattr(inputs, name, next(static))
     inputs.known = {name: outputs.map(lambda _: next(static)) for name, outputs in inputs.known.items()}
 
 

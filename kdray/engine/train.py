@@ -91,14 +91,17 @@ class BatchPlace:
     size: int
     mine: Tensor
     index: Tensor
+    accumulate: int = 1
 
-    def ends_update(self, accumulate: int) -> bool:
+    @property
+    def ends_update(self) -> bool:
         """Whether the optimizer steps after it: at every `accumulate` batches, and at the epoch's end."""
-        return (self.number + 1) % accumulate == 0 or self.number + 1 == self.batches
+        return (self.number + 1) % self.accumulate == 0 or self.number + 1 == self.batches
 
-    def batches_of_update(self, accumulate: int) -> int:
+    @property
+    def batches_of_update(self) -> int:
         """Batches that share its update: fewer at an epoch's end."""
-        return min(accumulate, self.batches - self.number // accumulate * accumulate)
+        return min(self.accumulate, self.batches - self.number // self.accumulate * self.accumulate)
 
 
 class Log(Protocol):
@@ -349,7 +352,8 @@ class Training:
         stored = self.parts.teachers.stored(ids, view, self._heard(self._concerned()), following)
         for number in range(done_before, len(order)):
             views = {name: next(more) for name, more in extra.items()}
-            at = BatchPlace(number, len(order), len(order[number]), mine[number], index[number])
+            rows = len(order[number])
+            at = BatchPlace(number, len(order), rows, mine[number], index[number], config.engine.accumulate)
             terms = self._step(at, next(pictures), views, next(stored))
             if not self.lost:
                 sums.add(terms, len(mine[number]))
@@ -365,7 +369,7 @@ class Training:
                 self._log_step(terms, len(mine[number]))
             self.asked = self.listener.hear(counters.step) or self.asked
             due = (self.asked or self._checkpoint_is_due()) and not self.lost
-            if due and counters.batch < len(order) and at.ends_update(config.engine.accumulate):
+            if due and counters.batch < len(order) and at.ends_update:
                 counters.sums = sums.by_worker()
                 self._check_finite(sums, order)
                 self._checkpoint()
@@ -390,37 +394,36 @@ class Training:
         self.at, epoch = at, self.counters.epoch + at.number / at.batches
         self.counts = shares(at.size, context.world_size)
         concerned = self._concerned()
-        if at.ends_update(config.engine.accumulate):
-            self.lr = self._lr(epoch)
-            self.dials.set("lr", self.lr)
+        if at.ends_update:
+            self.dials.set("lr", self._lr(epoch))
         for label in concerned:
             self.dials.set(f"weight of {label}", self._weight(label, epoch))
         self._move_options(concerned, epoch)
         reseed(stream(config.seed, "dropout", step, context.rank), context.device)
         for generator in self.generators:
             generator.manual_seed(stream(config.seed, "step", step))
-        batch = Batch(
-            index=at.index,
-            target=at.index,  # until `_work` looks them up
-            epoch=self.counters.epoch,
-            offset=sum(self.counts[: context.rank]),
-            size=at.size,
-        )
+        inputs = Inputs(pictures, views, at.index)
         if mix := self.parts.data.mix:
             ids = self.parts.data.train.ids[at.mine]
             partner, own = mix.labels(ids, self._view(), pictures.shape[-2:])
-            batch.partner = partner.to(context.device, non_blocking=True)
-            batch.share = own.to(context.device, self.parts.precision.dtype, non_blocking=True)
-        known = self.parts.teachers.known(pictures, views, self._heard(concerned), stored)
-        inputs = Inputs(pictures, views, batch, known)
+            inputs.partner = partner.to(context.device, non_blocking=True)
+            inputs.share = own.to(context.device, self.parts.precision.dtype, non_blocking=True)
+        inputs.known = self.parts.teachers.known(pictures, views, self._heard(concerned), stored)
         return self.recorder(inputs) if self.recorder else self._work(inputs)
 
     def _work(self, inputs: Inputs) -> Terms:
         """The part of a step that the device does. What it reads beside its inputs is the same at every step, or stands
         in `dials`: it may be recorded."""
-        context, batch = self.context, inputs.batch
-        batch.target = self.labels[batch.index]
-        counts = self.counts
+        context, counts = self.context, self.counts
+        batch = Batch(
+            index=inputs.index,
+            target=self.labels[inputs.index],
+            epoch=self.counters.epoch,
+            offset=sum(counts[: context.rank]),
+            size=self.at.size,
+            partner=inputs.partner,
+            share=inputs.share,
+        )
         step = Step(
             number=self.counters.step,
             epoch=self.counters.epoch,
@@ -430,7 +433,7 @@ class Training:
             world_size=context.world_size,
             _gather=lambda x, differentiable: context.gather(x, counts, differentiable),
         )
-        update = self.at.ends_update(self.config.engine.accumulate)
+        update = self.at.ends_update
         concerned = self._concerned()
         distributed = self.wrapped is not self.objective
         statistics = self._statistics()
@@ -444,12 +447,7 @@ class Training:
             terms = self.wrapped(x, dict(zip(inputs.views, more)), teachers, batch, step)
             self._check_terms(list(terms), concerned)
             # Means over unequal parts: a part counts by its rows, so that the workers' average is the global mean.
-            part = (
-                len(batch.index)
-                * context.world_size
-                / batch.size
-                / self.at.batches_of_update(self.config.engine.accumulate)
-            )
+            part = len(batch.index) * context.world_size / batch.size / self.at.batches_of_update
             self.lost = self._lost(terms)
             self.spoiled = self.spoiled or bool(self.lost)
             total = self._total(terms)
@@ -615,7 +613,7 @@ class Training:
             {
                 "kind": "epoch",
                 "epoch": counters.epoch,
-                "lr": self.lr,
+                "lr": self.dials.values["lr"],
                 "loss": loss,
                 "terms": terms,
                 **results,

@@ -59,13 +59,10 @@ def of_session(token: str, session: str) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is somebody else's
             marked = f"{MARK}={token}".encode() in (process / "environ").read_bytes().split(b"\0")
-            if marked or (session and _title(process).startswith(b"ray::") and _writes_in(session, process)):
+            of_ray = (process / "cmdline").read_bytes().startswith(b"ray::")
+            if marked or (session and of_ray and _writes_in(session, process)):
                 found.append(int(process.name))
     return found
-
-
-def _title(process: Path) -> bytes:
-    return (process / "cmdline").read_bytes()
 
 
 def _writes_in(folder: str, process: Path) -> bool:

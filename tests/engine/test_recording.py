@@ -82,22 +82,20 @@ def test_it_trains_as_steps_that_are_not_recorded(lab, teacher_weights, replays,
 
 def test_what_a_replay_writes_over_is_not_an_input_of_the_next_step(lab, teacher_weights, replays):
     """Inputs are copied into the recording: the feed's own memory stays as it was."""
-    from kdray.distiller import Batch
     from kdray.engine.recording import Inputs, Recorder
 
     seen = []
 
     def work(inputs):
         seen.append([x.clone() for x in inputs.tensors()])
-        return {"sum": inputs.pictures.sum() + inputs.batch.index.sum()}
+        return {"sum": inputs.pictures.sum() + inputs.index.sum()}
 
     recorder = Recorder(work, torch.Generator(), 4, "ce")
     batches = [torch.randint(0, 255, (4, 1, 2, 2), dtype=torch.uint8) for _ in range(6)]
     kept = [x.clone() for x in batches]
     for number, pictures in enumerate(batches):
         index = torch.arange(4) + number
-        batch = Batch(index=index, target=index, size=4)
-        terms = recorder(Inputs(pictures, {}, batch))
+        terms = recorder(Inputs(pictures, {}, index))
         assert terms["sum"] == kept[number].sum() + index.sum()
     assert len(replays) == 6 - recording.WARM_UP
     assert all(torch.equal(a, b) for a, b in zip(batches, kept))

@@ -37,9 +37,9 @@ def test_accumulation_is_the_mean_of_its_batches(lab):
 
 def test_the_rest_of_an_epoch_is_averaged_over_the_batches_it_has(lab):
     """5 batches, 4 an update: the second update has one batch, and must count in full."""
-    batches = [BatchPlace(n, 5, 1, torch.tensor([0]), torch.tensor([0])) for n in range(5)]
-    assert [at.batches_of_update(4) for at in batches] == [4, 4, 4, 4, 1]
-    assert [at.ends_update(4) for at in batches] == [False, False, False, True, True]
+    batches = [BatchPlace(n, 5, 1, torch.tensor([0]), torch.tensor([0]), accumulate=4) for n in range(5)]
+    assert [at.batches_of_update for at in batches] == [4, 4, 4, 4, 1]
+    assert [at.ends_update for at in batches] == [False, False, False, True, True]
 
 
 def test_ema_is_what_is_evaluated_and_exported(lab):
