@@ -151,6 +151,7 @@ def head_restarted(lab: Lab, chance: Random) -> str:
         cluster.kill()
         # Ray ends the process itself when its head has been away for a minute.
         assert command.wait() == 1 and ("error: " in command.text or "Failed to connect to GCS" in command.text)
+        assert "Traceback (most recent call last)" not in command.text
         cluster = Cluster(lab.path, 2, {MARK: str(lab.path)})
         said = _recover(lab, env=cluster.env)
         _nothing_left(cluster)
