@@ -93,6 +93,7 @@ def verify(
     from ..config.load import load_config
     from ..config.project import find_project
     from ..errors import ConfigError, MismatchError
+    from ..launch.arithmetic import decided
     from ..launch.precompute import Precompute
     from ..registry import Registry
     from ..run.console import Console
@@ -114,7 +115,7 @@ def verify(
         if path:
             given = [*given, f"teacher.cache.path={json.dumps(path)}"]
             loaded = load_config(config, given, registry=registry).config
-        precompute = Precompute(registry, project, console, "kdray cache verify")
+        precompute, loaded = Precompute(registry, project, console, "kdray cache verify"), decided(loaded)
         parts = precompute.trained(loaded)
         storages = [open_storage(place.where, place.mirror) for place in precompute.places(loaded, parts).values()]
     caches = [cache for storage in storages for cache in caches_at(storage)]
@@ -163,6 +164,7 @@ def prune(
     from ..config.load import load_config
     from ..config.project import find_project
     from ..errors import ConfigError
+    from ..launch.arithmetic import decided
     from ..registry import Registry
     from ..teacher.inspect import unreferenced
     from .list_ import list_configs
@@ -170,7 +172,7 @@ def prune(
     registry, project, loaded = Registry.default(), find_project(), []
     for file in configs or [row["path"] for row in list_configs(Path("configs"))]:
         try:
-            loaded.append(load_config(file, registry=registry).config)
+            loaded.append(decided(load_config(file, registry=registry).config))
         except ConfigError as error:
             raise ConfigError(f"what {file} refers to is not known, so nothing is removed: {error}") from error
     if not loaded:

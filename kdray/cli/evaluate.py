@@ -44,6 +44,7 @@ def evaluate(
     from ..config.load import load_config
     from ..config.project import find_project
     from ..errors import ConfigError
+    from ..launch.arithmetic import decided
     from ..launch.measure import measure
     from ..registry import Registry
     from ..run.folder import find_run
@@ -70,7 +71,7 @@ def evaluate(
                 f"{run.name} has no {weights.name} yet (its state: {run.status['state']}): "
                 f"`kdray resume {run.name}` goes on with it"
             )
-    loaded = load_config(source, overrides or [], registry=registry).config
+    loaded = decided(load_config(source, overrides or [], registry=registry).config)
     result = {
         "weights": str(weights),
         "split": split,

@@ -36,14 +36,16 @@ def precompute(
     """
     from ..config.load import load_config
     from ..config.project import find_project
+    from ..launch.arithmetic import decided
     from ..launch.precompute import Precompute
     from ..registry import Registry
     from ..run.console import Console
 
     registry, project = Registry.default(), find_project()
     changes = with_flags(overrides, num_workers=num_workers, cpus_per_worker=cpus_per_worker)
-    loaded = load_config(config, changes, registry=registry).config
-    found = Precompute(registry, project, Console(), command_line(), address).run(loaded, everything, dry_run)
+    console, address = Console(), address or project.ray_address
+    loaded = decided(load_config(config, changes, registry=registry).config, address, console.say)
+    found = Precompute(registry, project, console, command_line(), address).run(loaded, everything, dry_run)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -38,6 +38,7 @@ def train(
     from ..config.load import load_config
     from ..config.project import find_project
     from ..errors import ConfigError
+    from ..launch.arithmetic import decided
     from ..launch.experiment import Experiment
     from ..registry import Registry
     from ..run.console import Console
@@ -58,7 +59,9 @@ def train(
         configs.append(one if seed is None else _named(one, seed))
     if loaded.config.tune:
         typer.echo("the section tune is for `kdray tune`: the values beside it are run", err=True)
-    experiment = Experiment(registry, project, Console(), command_line(), address)
+    console, address = Console(), address or project.ray_address
+    configs = [decided(each, address, console.say if i == 0 else None) for i, each in enumerate(configs)]
+    experiment = Experiment(registry, project, console, command_line(), address)
     if dry_run:
         found = experiment.plan(configs[0])
         typer.echo(json.dumps(found, indent=2) if as_json else describe(found))

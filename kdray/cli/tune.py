@@ -68,9 +68,10 @@ def tune(
         raise ConfigError("name a config, as in `kdray tune configs/tune/quickstart.yaml`, or --resume a search")
     if config is None and changes:
         raise ConfigError(f"a search goes on as it has begun: {changes[0].partition('=')[0]} cannot change")
-    registry = Registry.default()
-    search = Tune(registry, find_project(), Console(), command_line(), address)
-    prepared = prepare(config, [*(overrides or []), *changes], registry) if config else None
+    registry, project = Registry.default(), find_project()
+    address = address or project.ray_address
+    search = Tune(registry, project, Console(), command_line(), address)
+    prepared = prepare(config, [*(overrides or []), *changes], registry, address) if config else None
     if dry_run:
         if prepared is None:
             raise ConfigError("--dry-run is for a config, not for a search that has begun")

@@ -308,8 +308,10 @@ class ScheduleConfig(Options):
 
 
 class EngineConfig(Options):
-    precision: Precision = Field(
-        "fp32", description="Arithmetic of the networks: fp32, bf16 (autocast, losses in fp32), or fp64."
+    precision: Literal["auto", Precision] = Field(
+        "fp32",
+        description="Arithmetic of the networks: fp32, bf16 (autocast, losses in fp32), or fp64. auto: bf16 where a "
+        "measurement before the run shows that it is faster, else fp32; the run's own config then names it.",
     )
     batch_norm: Literal["global", "local"] = Field(
         "global", description="Batch statistics over the global batch, or over each worker's part."

@@ -11,7 +11,8 @@ from ..distiller import Outputs
 
 
 class Precision:
-    """`fp32`, `fp64`, or `bf16`: parameters in fp32, the network under autocast."""
+    """`fp32`, `fp64`, or `bf16`: parameters in fp32, the network under autocast. `auto`, which a run has decided before
+    it begins, counts as fp32."""
 
     def __init__(self, name: str, device: torch.device):
         self.name = name

@@ -39,6 +39,7 @@ from ..teacher.check import usable_caches
 from ..teacher.setup import Place
 from ..testing.mixed import check_mixed
 from .answering import Errand
+from .arithmetic import decided
 from .code import Code
 from .elastic import run_elastic
 from .nodes import check_nodes, refuse_vanishing
@@ -247,7 +248,7 @@ class Experiment:
         another network."""
         teacher, key = config.all_teachers[name], "teacher" if config.teacher else f"teachers.{name}"
         try:
-            recipe = load_config(teacher.train, registry=self.registry).config
+            recipe = decided(load_config(teacher.train, registry=self.registry).config, self.address)
         except ConfigError as error:
             if Path(teacher.train).exists():
                 raise  # it says itself where it is wrong

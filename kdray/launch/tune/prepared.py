@@ -12,6 +12,7 @@ from ...config.schema import Config
 from ...config.tune import TuneConfig
 from ...errors import ConfigError
 from ...registry import Registry
+from ..arithmetic import decided
 
 VALIDATION = 0.1
 """Share of the training set that is held out where the config holds none out."""
@@ -35,7 +36,7 @@ class Prepared:
         return {"config": digest(self.config), "tune": json.loads(json.dumps(settings))}
 
 
-def prepare(path: Path, overrides: list[str], registry: Registry) -> Prepared:
+def prepare(path: Path, overrides: list[str], registry: Registry, address: str | None = None) -> Prepared:
     """Raises ConfigError for a space that does not fit its config, or none to be had."""
     loaded = load_config(path, overrides, registry=registry)
     tune, notes = loaded.config.tune or TuneConfig(), []
@@ -44,6 +45,9 @@ def prepare(path: Path, overrides: list[str], registry: Registry) -> Prepared:
     if not tune.space:
         settings["space"] = default_space(loaded.config, registry)
         notes.append(f"no tune.space is written; taken: {', '.join(settings['space'])}")
+    if loaded.config.engine.precision == "auto":
+        precision = decided(loaded.config, address, notes.append).engine.precision
+        given["engine"] = {**given["engine"], "precision": precision}
     if not loaded.config.data.validation:
         given["data"] = {**given["data"], "validation": VALIDATION}
         notes.append(

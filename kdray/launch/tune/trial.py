@@ -31,6 +31,7 @@ from ...run.metrics import FileLog
 from ...run.trials import numbers
 from ...run.watch import Watch
 from ...teacher.setup import Place
+from ..arithmetic import decided
 from ..code import Code
 from ..experiment import device_here
 from ..ray_train import run_on_ray
@@ -100,7 +101,7 @@ def trial(drawn: dict, search: Search) -> None:
         return _Report(run, run.rows("epoch")[-1]["epoch"], settings.searcher == "pbt").end()
     try:
         registry = search.code.load()
-        config = search.config(drawn, name, registry)
+        config = decided(search.config(drawn, name, registry))
         _begin(run, config, search, registry, values, tune.get_checkpoint())
         torch.set_num_threads(max(1, int(search.cpus)))
         job = Job(config, run.path, search.data_root, search.checkpoints, search.caches, data=search.data, test=False)
