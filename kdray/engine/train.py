@@ -124,6 +124,8 @@ def train(job: Job, registry: Registry, context: Context, log: Log) -> None:
     """Train to the end of the schedule. Every worker calls it; `log` is used by the first alone.
 
     Raises Stopped, on every worker at the same step, when the log says that the run is asked to stop."""
+    if context.device.type == "cpu":
+        keep_freed_memory()
     parts = build(job.config, registry, job.data_root, job.teacher_checkpoints, context.device, job.caches, job.placed)
     if job.data:
         check_same_data(parts.data, job.data)
@@ -134,8 +136,6 @@ class Training:
     def __init__(self, job: Job, parts: Parts, registry: Registry, context: Context, log: Log):
         self.config, self.folder, self.parts, self.context, self.log = job.config, job.folder, parts, context, log
         config, device = job.config, context.device
-        if device.type == "cpu":
-            keep_freed_memory()
         check_last_batch(config, len(parts.data.train), context.world_size)
         self.objective = objective = parts.objective
         if context.world_size > 1 and config.engine.batch_norm == "global":

@@ -20,6 +20,7 @@ from ..config.project import Project
 from ..config.schema import Config, LossConfig
 from ..data.build import Data, load_data
 from ..distiller import Distiller
+from ..engine.allocator import keep_freed_memory
 from ..engine.build import Parts, build, new_optimizer
 from ..engine.context import Context
 from ..engine.sharding import check_sharding
@@ -60,6 +61,10 @@ class Experiment:
     """The Ray cluster, for runs with workers; None starts one here."""
     under_way: list[Path] = field(default_factory=list)
     """Folders of the runs that this one is part of, the outermost first, and its own."""
+
+    def __post_init__(self):
+        if not torch.cuda.is_available():
+            keep_freed_memory()
 
     # -- the verbs ---------------------------------------------------------------------------------------------------
 
