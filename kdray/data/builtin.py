@@ -16,7 +16,7 @@ def kdray_datasets():
         DatasetSpec(
             "digits",
             published.digits,
-            summary="Scans of handwritten digits, 8×8 grey, 10 classes (scikit-learn, no download)",
+            summary="Scans of handwritten digits, 8×8 grey, 10 classes (no download)",
         ),
         *(
             DatasetSpec(name, _published(name), summary=summary, mean=mean, std=std)

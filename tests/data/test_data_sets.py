@@ -24,6 +24,19 @@ from kdray.errors import ConfigError, PluginError
 from kdray.specs import DatasetSpec
 
 
+def test_digits_are_scikit_learns(load):
+    """Pictures, classes and the drawn fifth: the file that kdray keeps is what scikit-learn says."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data, found = load(name="digits"), load_digits()
+    scans = torch.from_numpy(found.images * (255 / 16)).round().to(torch.uint8)[:, None]
+    parts = train_test_split(range(len(scans)), test_size=0.2, random_state=0, stratify=found.target)
+    for split, chosen in zip((data.train, data.test), map(sorted, parts)):
+        assert torch.equal(split.source.images, scans[chosen])
+        assert split.labels.tolist() == found.target[chosen].tolist()
+
+
 def test_digits(load):
     data = load(name="digits")
     assert (len(data.train) + len(data.test), data.num_classes, data.channels) == (1797, 10, 1)
