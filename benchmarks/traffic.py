@@ -58,8 +58,9 @@ KINDS = {
 Counts = dict[str, dict[str, float]]
 """By kind, `calls` and `bytes` of a step, whatever the number of workers. norm: statistics of batch normalisation,
 bytes of one worker's vectors. gather: rows of the losses, bytes of a picture of the global batch; backward: their
-gradients, likewise. gradient: DistributedDataParallel's buckets. used: its map of the parameters that were used. log:
-terms and their check, a step's share of a row of the log."""
+gradients, likewise. gradient: DistributedDataParallel's buckets (the heads of semckd grow with the batch: count it at
+yours). used: its map of the parameters that were used. log: terms and their check, a step's share of a row of the
+log."""
 
 
 # -- counting ----------------------------------------------------------------------------------------------------------
@@ -154,10 +155,10 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         kinds, own = row["step"], row["parameters"] - row["student parameters"]
         cells = [row["student"]]
-        cells += [f"{kinds[k]['calls']} × {kinds[k]['bytes']:,.0f} B" for k in ("gather", "backward")]
+        cells += [f"{kinds[k]['bytes']:,.0f} B in {kinds[k]['calls']}" for k in ("gather", "backward")]
         cells += [f"{kinds['gradient']['bytes'] / 1e6:.2f} MB", f"{4 * own / 1e6:.2f} MB"]
         cells += [f"{kinds['norm']['calls']}, {kinds['norm']['bytes'] / 1e3:.1f} kB"]
-        groups.setdefault(" | ".join(cells).replace("0 × 0 B", ""), []).append(row["config"])
+        groups.setdefault(" | ".join(cells).replace("0 B in 0", ""), []).append(row["config"])
     head = ["| configs | student | gathers, a picture | their backward, a picture | gradient | of it heads | norms |"]
     return "\n".join([*head, "|" + " --- |" * 7, *(f"| {', '.join(names)} | {key} |" for key, names in groups.items())])
 
