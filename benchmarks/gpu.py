@@ -22,6 +22,7 @@ import torch
 from answers import fill
 from steps import ROOT, Steps, config_of, machine, parts_of, registry_with_random_pictures
 
+from kdray.engine.context import Context
 from kdray.teacher.setup import Place
 
 DEVICE = torch.device("cuda")
@@ -71,7 +72,7 @@ def compare(name: str, registry) -> str:
                 config = config_of(file_of(name), registry, *changes)
                 for loss in config.losses.values():
                     loss.schedule.clear()
-                steps = Steps(config, registry, Path(folder) / kind, device=DEVICE)
+                steps = Steps(config, registry, Path(folder) / kind, context=Context(device=DEVICE))
                 if kind == "true" and not steps.training.recorder:
                     return "not recorded"
                 network = steps.training.parts.student.model
@@ -123,7 +124,7 @@ def speed(rounds: int, registry) -> list[dict]:
                         place = Place(f"{folder}/cache", Path(folder) / "mirror")
                         fill(config, parts_of(config, registry, None, DEVICE), place, 6 + count * rounds)
                         caches = {"teacher": place}
-                    steps = Steps(config, registry, Path(folder), caches, DEVICE)
+                    steps = Steps(config, registry, Path(folder), caches, Context(device=DEVICE))
                     steps.seconds(5)
                     tell(pair=pair, method=method, batch=batch, teacher=kind, step=how, rate=rate(steps, count, rounds))
                     del steps

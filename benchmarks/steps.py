@@ -11,9 +11,10 @@ import torch
 
 from kdray.config.load import load_config
 from kdray.data.source import Source
-from kdray.data.views import batches
+from kdray.data.views import batches, share
 from kdray.engine.build import Parts, build
 from kdray.engine.context import Context
+from kdray.engine.recording import Terms
 from kdray.engine.train import BatchPlace, Job, Training
 from kdray.registry import Registry
 from kdray.specs import DatasetSpec
@@ -39,8 +40,10 @@ def registry_with_random_pictures() -> Registry:
 def config_of(path: Path, registry: Registry, *changes: str):
     """The config, on random pictures and with a teacher that has not learned anything."""
     found = ["data.name=random", *changes]
-    if load_config(path, changes, registry=registry).config.all_teachers:
-        found += ["teacher.train=null", "teacher.checkpoint=none"]
+    config = load_config(path, changes, registry=registry).config
+    for name in config.all_teachers:
+        where = "teacher" if config.teacher else f"teachers.{name}"
+        found += [f"{where}.train=null", f"{where}.checkpoint=none"]
     return load_config(path, found, registry=registry).config
 
 
@@ -57,20 +60,21 @@ class Steps:
         registry: Registry,
         folder: Path,
         caches: dict[str, Place] | None = None,
-        device: torch.device = torch.device("cpu"),
+        context: Context = Context(),
     ):
         self.config = config
-        parts = parts_of(config, registry, caches, device)
-        self.training = Training(Job(config, folder, Path(".")), parts, registry, Context(device=device), Silent())
+        parts = parts_of(config, registry, caches, context.device)
+        self.training = Training(Job(config, folder, Path(".")), parts, registry, context, Silent())
         self.stream = self.training._stream()
         self.training.counters.phase = len(self.training.phases) - 1
         self.training._begin_phase()
         self.training.trainable.set_modes(self.training.phase)
         self.order = order_of(config)
-        self.index = torch.cat(self.order).to(device).split([len(rows) for rows in self.order])
+        mine = [rows[share(len(rows), context.rank, context.world_size)] for rows in self.order]
+        self.mine, self.index = mine, torch.cat(mine).to(context.device).split([len(rows) for rows in mine])
         feeds = {"": self.training.feed, **self.training.view_feeds}
-        self.pictures = {name: feed.batches(self.order, view=0) for name, feed in feeds.items()}
-        self.stored = parts.teachers.stored(self.order, 0, list(config.losses))
+        self.pictures = {name: feed.batches(mine, view=0) for name, feed in feeds.items()}
+        self.stored = parts.teachers.stored(mine, 0, list(config.losses))
         self.done = 0
 
     def seconds(self, steps: int) -> float:
@@ -82,14 +86,17 @@ class Steps:
                 self.stream.synchronize()
             return (time.perf_counter() - began) / steps
 
-    def run(self, steps: int) -> None:
+    def run(self, steps: int) -> Terms:
+        """The terms of the last of them."""
         for _ in range(steps):
             views = {name: next(pictures) for name, pictures in self.pictures.items()}
-            rows = self.order[self.done]
-            at = BatchPlace(self.done, len(self.order), len(rows), rows, self.index[self.done])
-            self.training._step(at, views.pop(""), views, next(self.stored))
+            at = BatchPlace(
+                self.done, len(self.order), len(self.order[self.done]), self.mine[self.done], self.index[self.done]
+            )
+            terms = self.training._step(at, views.pop(""), views, next(self.stored))
             self.training.counters.step += 1
             self.done += 1
+        return terms
 
 
 def order_of(config) -> list[torch.Tensor]:
