@@ -60,7 +60,7 @@ def two_nodes(hidden: Path):
             yield session
 
 
-def wait_until(true, what: str, seconds: float = 60.0) -> None:
+def wait_until(true, what: str, seconds: float = 300.0) -> None:
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until, f"{what}: not within {seconds:g} s"

@@ -53,7 +53,7 @@ def test_what_one_node_does_not_see(session, folder):
 def test_the_command(session, folder):
     """A block for a bug report, and an exit code."""
     command = [sys.executable, "-m", "kdray", "doctor", "--num-workers", "2", "--address", session.address]
-    result = subprocess.run(command, cwd=folder / "hidden", capture_output=True, text=True, timeout=200)
+    result = subprocess.run(command, cwd=folder / "hidden", capture_output=True, text=True, timeout=600)
     assert result.returncode == 2, result.stdout + result.stderr
     shown = result.stdout.splitlines()
     assert shown[0] == "```text" and shown[-1] == "```" and "all is well" not in shown

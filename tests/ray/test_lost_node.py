@@ -32,7 +32,7 @@ def test_a_dead_node_is_replaced_and_nothing_is_lost(lab, two_nodes, teacher_wei
         return kdray("train", file, "--address", two_nodes.address), RunFolder(lab.path / "runs" / name)
 
     process, unbroken = start("unbroken")
-    output = process.communicate(timeout=400)[0]
+    output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
 
     process, run = start("broken")
@@ -42,7 +42,7 @@ def test_a_dead_node_is_replaced_and_nothing_is_lost(lab, two_nodes, teacher_wei
         two_nodes.remove_node(two_nodes.mine[0], allow_graceful=False)
         assert steps(run) < steps(unbroken), "it was finished before the node died"
         two_nodes.add_node(num_cpus=1)
-        output = process.communicate(timeout=400)[0]
+        output = process.communicate(timeout=600)[0]
     finally:
         process.kill()
     assert process.returncode == 0, output

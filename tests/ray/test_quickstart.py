@@ -24,5 +24,5 @@ def test_the_quickstart_distils_through_ray(tmp_path):
     assert summary["last"]["top1"] > summary["alone"]["last"]["top1"]
     assert {p.name for p in (tmp_path / "runs").iterdir()} >= {"quickstart"}
     # The same again is refused, and leaves the run alone.
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert again.returncode == 2 and "exists already" in again.stderr

@@ -36,7 +36,7 @@ class Command:
         )
 
     def end(self):
-        output = self.process.communicate(timeout=120)[0]
+        output = self.process.communicate(timeout=600)[0]
         return self.process.returncode, output
 
     def left(self):
@@ -59,7 +59,7 @@ class Command:
 
 def started(command, run, step):
     """Until the run has done so many steps."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while time.monotonic() < until:
         rows = run.rows("step") if run.path.exists() else []
         if rows and rows[-1]["step"] >= step:

@@ -48,7 +48,7 @@ def kdray(*args, **more):
 
 def wait_for(run: RunFolder, process, step):
     """Until the run has a checkpoint, and has gone some steps beyond."""
-    for _ in range(1200):
+    for _ in range(6000):
         rows = run.rows() if run.path.exists() else []
         kept = [row["step"] for row in rows if row["kind"] == "checkpoint"]
         if kept and max(row["step"] for row in rows) > step and step > kept[0]:
@@ -63,7 +63,7 @@ def unbroken(here, teacher_weights):
     run = RunFolder(here.path / "runs" / "unbroken")
     if not run.finished:
         process = kdray("train", config(here, "unbroken", teacher_weights))
-        output = process.communicate(timeout=200)[0]
+        output = process.communicate(timeout=600)[0]
         assert process.returncode == 0, output
     return run
 
@@ -91,7 +91,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(here, teacher_weights, 
     wait_for(run, process, 15)
     victim = json.loads((run.path / "worker-1.json").read_text())["pid"]
     os.kill(victim, signal.SIGKILL)
-    output = process.communicate(timeout=200)[0]
+    output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
     assert json.loads((run.path / "worker-1.json").read_text())["pid"] != victim
     same(run, unbroken)
@@ -107,7 +107,7 @@ def interrupted_and_resumed(here, teacher_weights, name, *flags):
     process.wait()
     assert run.status["state"] == "running" and run.state == "died"
     again = kdray("resume", name, *flags)
-    output = again.communicate(timeout=200)[0]
+    output = again.communicate(timeout=600)[0]
     assert again.returncode == 0, output
     return run, output
 
