@@ -50,7 +50,7 @@ class Command:
                 pass
         return found
 
-    def gone(self, patience=15):
+    def gone(self, patience=60):
         until = time.monotonic() + patience
         while self.left() and time.monotonic() < until:
             time.sleep(0.2)
