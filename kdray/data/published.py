@@ -9,8 +9,10 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy
 import torch
 
 from ..errors import ConfigError
@@ -99,14 +101,22 @@ def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+# Which of the digits are for the test, a bit each: scikit-learn's train_test_split(range(1797), test_size=0.2,
+# random_state=0, stratify=…). To import that, and its pandas, would take a third of the time to a run's first step.
+DIGITS_TEST = int(
+    "a8251c80484240414030058109010615108420243402654411004100c14080701601032203209414cc0084050821008070080000981003"
+    "c0101c008100411080007160200403013200100108106386a1d021000a5018250542020001220068408156ec2162022001008382024040"
+    "12180520100210d0000000501965043c8015c100212440009023704000080c001202a00008051002080023a0120004018100001b200200"
+    "0000500502429224a822041150100005088140051f0420489809005029000800483460140024008010005800a042c900826000020824ac"
+    "11200000",
+    16,
+)
+
+
 def digits(options: Options, path: Path, split: str) -> Source:
     """1,797 scans; every class gives a fifth to the test set, always the same."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    found = load_digits()
-    images = torch.from_numpy(found.images * (255 / 16)).round().to(torch.uint8)[:, None]
-    labels = torch.from_numpy(found.target).long()
-    parts = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=found.target)
-    chosen = torch.tensor(sorted(parts[split == "test"]))
-    return Source(labels[chosen], [str(name) for name in found.target_names], 1, images[chosen])
+    file = Path(find_spec("sklearn").origin).parent / "datasets" / "data" / "digits.csv.gz"
+    rows = torch.from_numpy(numpy.loadtxt(file, delimiter=",", dtype=numpy.uint8))
+    images = (rows[:, :64] * (255 / 16)).round().to(torch.uint8).view(-1, 1, 8, 8)
+    chosen = torch.tensor([i for i in range(len(rows)) if (DIGITS_TEST >> i & 1) == (split == "test")])
+    return Source(rows[chosen, 64].long(), [str(name) for name in range(10)], 1, images[chosen])
