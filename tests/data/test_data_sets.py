@@ -34,6 +34,18 @@ def test_digits(load):
     assert torch.equal(load(name="digits", seed=5).test.source.images, data.test.source.images)
 
 
+def test_the_digits_and_their_split_are_those_of_scikit_learn(load):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    theirs, data = load_digits(), load(name="digits")
+    assert data.train.source.class_names == [str(name) for name in theirs.target_names]
+    parts = train_test_split(range(1797), test_size=0.2, random_state=0, stratify=theirs.target)
+    for split, chosen in zip((data.train, data.test), map(sorted, parts)):
+        assert split.labels.tolist() == theirs.target[chosen].tolist()
+        assert (split.source.images[:, 0].numpy() == np.rint(theirs.images[chosen] * (255 / 16))).all()
+
+
 def test_normalisation_is_measured_where_nobody_gives_it(load):
     data = load(name="digits", samples=50)
     pixels = data.train.source.images.double() / 255  # all of them: `samples` must not move it
