@@ -121,17 +121,24 @@ def main() -> None:
     for number in range(given.rounds):
         rounds.append({name: measured(name) for name in given.only} | {"load": os.getloadavg()[0]})
         print(number + 1, {k: v if k == "load" else round(v["wall"], 2) for k, v in rounds[-1].items()}, flush=True)
-    medians = {
-        name: {key: statistics.median(one[name][key] for one in rounds) for key in ("wall", "cpu")}
-        for name in given.only
-    }
-    for name, found in medians.items():
-        print(f"{name:5} {found['wall']:6.2f} s wall, {found['cpu']:6.2f} s of CPU")
-    found = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "medians": medians}
-    if {"ray", "bare"} <= set(given.only):
-        found["ray / bare"] = statistics.median(one["ray"]["wall"] / one["bare"]["wall"] for one in rounds)
+        given.out.write_text(json.dumps(summary(rounds, given.only), indent=2) + "\n")
+    found = summary(rounds, given.only)
+    for name, one in found["medians"].items():
+        print(f"{name:5} {one['wall']:6.2f} s wall, {one['cpu']:6.2f} s of CPU")
+    if "ray / bare" in found:
         print(f"ray / bare {found['ray / bare']:.2f}, the median of the rounds' ratios")
-    given.out.write_text(json.dumps({**found, "rounds": rounds}, indent=2) + "\n")
+
+
+def summary(rounds: list[dict], names: list[str]) -> dict:
+    median = statistics.median
+    found = {
+        "machine": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "medians": {name: {key: median(one[name][key] for one in rounds) for key in ("wall", "cpu")} for name in names},
+    }
+    if {"ray", "bare"} <= set(names):
+        found["ray / bare"] = median(one["ray"]["wall"] / one["bare"]["wall"] for one in rounds)
+    return {**found, "rounds": rounds}
 
 
 if __name__ == "__main__":
