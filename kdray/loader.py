@@ -75,6 +75,8 @@ class Host:
     blocked: list[str]
     plugins: list[PluginInfo] = field(default_factory=list)
     local_sources: dict[str, str] = field(default_factory=dict)
+    digests: dict[Path, str] = field(default_factory=dict)
+    """Of the source of the packages that plugins stand in, by folder."""
 
     @property
     def failed(self) -> list[PluginInfo]:
@@ -164,7 +166,7 @@ def load_plugins(
     host = Host(manager, list(dict.fromkeys([*blocked, *environment])))
     for module in BUILTIN:
         load = partial(importlib.import_module, module)
-        host.add(PluginInfo(module, "kdray", __version__), partial(_import_installed, module, load))
+        host.add(PluginInfo(module, "kdray", __version__), partial(_import_installed, host, module, load))
     _add_entry_points(host)
     for name, text in (local_sources or {}).items():
         host.add(PluginInfo(name), partial(_import_local, host, text=text))
@@ -184,11 +186,11 @@ def _add_entry_points(host):
             host.plugins.append(info)
             continue
         for point in points:
-            host.add(PluginInfo(point.name, name, version), partial(_import_installed, point.module, point.load))
+            host.add(PluginInfo(point.name, name, version), partial(_import_installed, host, point.module, point.load))
 
 
-def _import_installed(module: str, load: Callable[[], object], info: PluginInfo) -> object:
-    info.source_path, info.sha256 = locate(module)
+def _import_installed(host: Host, module: str, load: Callable[[], object], info: PluginInfo) -> object:
+    info.source_path, info.sha256 = locate(module, host.digests)
     return load()
 
 

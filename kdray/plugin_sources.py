@@ -38,11 +38,12 @@ def metadata_of(dist: metadata.Distribution) -> tuple[str, str]:
     return dist.metadata["Name"], dist.version
 
 
-def locate(module: str) -> tuple[str, str]:
+def locate(module: str, known: dict[Path, str]) -> tuple[str, str]:
     """A module's file and the digest of its source, without importing the module itself (but the packages it is in).
 
     The digest is the sha256 of its file, or of all Python files of the package it stands in: it may import its
-    neighbours. Both are empty for a module without Python source. Raises ModuleNotFoundError.
+    neighbours. Both are empty for a module without Python source. known: the digests of packages that were read
+    before, which it adds to. Raises ModuleNotFoundError.
     """
     spec = importlib.util.find_spec(module)
     if spec is None:
@@ -52,10 +53,12 @@ def locate(module: str) -> tuple[str, str]:
     file = Path(spec.origin)
     if not spec.parent:
         return spec.origin, hashlib.sha256(file.read_bytes()).hexdigest()
-    whole = hashlib.sha256()
-    for source in sorted(file.parent.rglob("*.py")):
-        whole.update(source.relative_to(file.parent).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
-    return spec.origin, whole.hexdigest()
+    if file.parent not in known:
+        whole = hashlib.sha256()
+        for source in sorted(file.parent.rglob("*.py")):
+            whole.update(source.relative_to(file.parent).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
+        known[file.parent] = whole.hexdigest()
+    return spec.origin, known[file.parent]
 
 
 def local_files(path: Path) -> list[Path]:

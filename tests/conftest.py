@@ -57,6 +57,8 @@ def merged(base: dict, changes: dict) -> dict:
 class Lab:
     """A folder of its own for configs and runs."""
 
+    profile = False
+
     def __init__(self, path: Path):
         self.path, self.registry = path, Registry.default()
 
@@ -68,7 +70,8 @@ class Lab:
     def run(self, name: str, *overrides: str, **changes) -> RunFolder:
         """Train to the end, in this process's Ray session or without Ray."""
         config = load_config(self.config(name, **changes), overrides, registry=self.registry).config
-        return Experiment(self.registry, find_project(self.path), Console(), "test").start(config)
+        project = find_project(self.path)
+        return Experiment(self.registry, project, Console(), "test", profile=self.profile).start(config)
 
 
 @pytest.fixture(scope="session", autouse=True)

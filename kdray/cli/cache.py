@@ -14,7 +14,7 @@ from .arguments import AsJson
 app = typer.Typer(
     help="Look at stored answers of teachers, check them, remove what is not used.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 

@@ -9,7 +9,7 @@ import typer
 
 from . import plugins_check, plugins_new
 
-app = typer.Typer(rich_markup_mode="markdown")
+app = typer.Typer(rich_markup_mode=None)
 app.command("check")(plugins_check.check)
 app.command("new")(plugins_new.new)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Annotated
 
@@ -20,6 +21,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, print the plan, train nothing.")
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Print where the time went, and trace some steps into profile/trace.json of each run."
+        ),
+    ] = False,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
@@ -35,6 +42,7 @@ def train(
 
         kdray train configs/quickstart.yaml --seeds 0,1,2,3,4 --num-workers 0
     """
+    from ..clock import process_began, running
     from ..config.load import load_config
     from ..config.project import find_project
     from ..errors import ConfigError
@@ -61,7 +69,9 @@ def train(
         typer.echo("the section tune is for `kdray tune`: the values beside it are run", err=True)
     console, address = Console(), address or project.ray_address
     configs = [decided(each, address, console.say if i == 0 else None) for i, each in enumerate(configs)]
-    experiment = Experiment(registry, project, console, command_line(), address)
+    experiment = Experiment(registry, project, console, command_line(), address, profile)
+    if dry_run and profile:
+        raise ConfigError("--profile measures a run, and --dry-run makes none: leave one of them out")
     if dry_run:
         found = experiment.plan(configs[0])
         typer.echo(json.dumps(found, indent=2) if as_json else describe(found))
@@ -70,12 +80,25 @@ def train(
     for each in configs[1:]:
         if any(teacher.cache for teacher in each.all_teachers.values()):
             experiment.caches_of(each, experiment.check(each).data)  # another seed shows other pictures
-    report([experiment.start(each) for each in configs], as_json)
+    with running(process_began()) if profile else contextlib.nullcontext() as clock:
+        runs = [experiment.start(each) for each in configs]
+    report(runs, as_json)
+    if clock:
+        _show_profile(clock, runs[-1], console)
 
 
 def _named(config, seed: int):
     name = f"{config.run.name or config.name}-seed{seed}"
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+
+
+def _show_profile(clock, run, console) -> None:
+    """On standard error, beside the progress: what a script reads is the results."""
+    from ..run.profile import operator_table, time_table
+
+    for table in (time_table(clock), operator_table(run.rows("profile")[-1]["operators"], run.name)):
+        console.rich.print(table)
+    console.say(f"trace, for ui.perfetto.dev or chrome://tracing: {run.path / 'profile' / 'trace.json'}")
 
 
 def report(runs: list, as_json: bool) -> None:

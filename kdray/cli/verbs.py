@@ -20,6 +20,6 @@ class Verbs(TyperGroup):
 
 def command(spec):
     """The command of a `CommandSpec`, as Typer makes it out of the function's parameters."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(spec.name, help=spec.help or None)(spec.function)
     return typer.main.get_command(app)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..blame import blaming
+from ..clock import Part, timed
 from ..config.schema import DataConfig
 from ..config.sections import parse_options
 from ..errors import ConfigError, PluginError
@@ -69,6 +70,7 @@ class Data:
         return self.train.source.channels
 
 
+@timed(Part.DATA)
 def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
     """Raises ConfigError for missing and damaged files, labels and classes that do not fit, and impossible subsets."""
     spec = registry.get("datasets", config.name)

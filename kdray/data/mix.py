@@ -6,7 +6,6 @@ import hashlib
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from ..config.schema import MixOptions
@@ -46,6 +45,8 @@ class Mix(Pipeline):
 
     def draw(self, ids: Tensor, view: int, size: tuple[int, int]) -> Drawn:
         """For the samples `ids` (B,), on the CPU, whose pictures are of `size` (H, W)."""
+        from scipy.special import betaincinv
+
         o, u = self.options, uniform(stream(self.seed, "mix"), view, ids, 0, 5)
         mixed = u[:, 0] < o.p
         others = self.split.ids[(u[:, 1] * len(self.split)).long()]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..blame import blaming
+from ..clock import Part, timed
 from ..config.schema import Config, ModelConfig
 from ..config.sections import parse_options
 from ..data.augment import Pipeline
@@ -54,6 +55,7 @@ class Parts:
         return self.objective.student
 
 
+@timed(Part.NETWORKS)
 def build(
     config: Config,
     registry: Registry,

@@ -26,8 +26,10 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
+from ..clock import Part, awaited, so_far, timed
 from ..config.load import digest
 from ..config.schema import Config
+from ..data.build import Data
 from ..data.feed import Feed
 from ..data.views import batches, share, shares, stream
 from ..distiller import Batch, Step
@@ -55,6 +57,7 @@ from .recording import Dials, Inputs, Recorder, Terms, obstacle
 from .schedule import loss_weight, lr_factor, option_value
 from .sharding import by_share, check_sharding, clip_norm, load_optimizer, load_whole, shard, whole, whole_optimizer
 from .sums import Sums
+from .trace import Trace
 
 LOST_IN_A_ROW = 20
 """Batches that `engine.nonfinite: skip` leaves out at most, one after the other."""
@@ -79,6 +82,8 @@ class Job:
     """Fingerprint of the data, where it is known: another node may hold others under the same path."""
     test: bool = True
     """Whether the test set is looked at. A trial of a search does not."""
+    profile: bool = False
+    """Whether the first worker tells where its time goes."""
 
 
 @dataclass(frozen=True)
@@ -120,19 +125,23 @@ class Log(Protocol):
     def answer(self, what: str) -> None: ...
 
 
-def train(job: Job, registry: Registry, context: Context, log: Log) -> None:
-    """Train to the end of the schedule. Every worker calls it; `log` is used by the first alone.
+def train(job: Job, registry: Registry, context: Context, log: Log, data: Data | None = None) -> None:
+    """Train to the end of the schedule. Every worker calls it; `log` is used by the first alone. data: where it has
+    been loaded already.
 
     Raises Stopped, on every worker at the same step, when the log says that the run is asked to stop."""
     if context.device.type == "cpu":
         keep_freed_memory()
-    parts = build(job.config, registry, job.data_root, job.teacher_checkpoints, context.device, job.caches, job.placed)
+    parts = build(
+        *(job.config, registry, job.data_root, job.teacher_checkpoints, context.device, job.caches, job.placed), data
+    )
     if job.data:
         check_same_data(parts.data, job.data)
     Training(job, parts, registry, context, log).run()
 
 
 class Training:
+    @timed(Part.NETWORKS)
     def __init__(self, job: Job, parts: Parts, registry: Registry, context: Context, log: Log):
         self.config, self.folder, self.parts, self.context, self.log = job.config, job.folder, parts, context, log
         config, device = job.config, context.device
@@ -169,6 +178,9 @@ class Training:
         self.lost: list[str] = []  # terms of the step that is being left out
         self.spoiled = False  # whether a batch of the update that is being gathered was left out
         self.listener, self.asked = Listener(context, log, self.counters.step), ""
+        traced = job.profile and context.is_first
+        self.trace = Trace(job.folder / "profile" / "trace.json" if traced else None, device)
+        self.profile = job.profile
 
     # -- set-up ------------------------------------------------------------------------------------------------------
 
@@ -284,6 +296,8 @@ class Training:
         if self.context.is_first:
             self.log.guard()
             checkpoint.replace_safetensors(state, self.folder / "student.safetensors")
+        if self.profile:
+            self._row({"kind": "profile", "seconds": so_far(), "operators": self.trace.operators})
         self.context.barrier()
 
     def _is_done(self) -> bool:
@@ -334,6 +348,7 @@ class Training:
             if isinstance(teacher, CachedTeacher) and teacher.live:
                 teacher.begin(self.counters.teacher[name])
 
+    @timed(Part.STEPS)
     def _epoch(self) -> None:
         counters, config, context = self.counters, self.config, self.context
         began, done_before = time.monotonic(), counters.batch
@@ -345,16 +360,21 @@ class Training:
         view = self._view()
         sums = Sums(context, counters.sums)
         self.trainable.set_modes(self.phase)
-        pictures = self.feed.batches(mine[done_before:], view)
-        extra = {name: feed.batches(mine[done_before:], view) for name, feed in self.view_feeds.items()}
+        pictures = awaited(Part.PICTURES, self.feed.batches(mine[done_before:], view))
+        extra = {
+            name: awaited(Part.PICTURES, feed.batches(mine[done_before:], view))
+            for name, feed in self.view_feeds.items()
+        }
         ids = [self.feed.split.ids[chosen] for chosen in mine[done_before:]]
         following = self._view(1) if counters.epoch + 1 < self._epochs() else None
-        stored = self.parts.teachers.stored(ids, view, self._heard(self._concerned()), following)
-        for number in range(done_before, len(order)):
+        stored = awaited(Part.ANSWERS, self.parts.teachers.stored(ids, view, self._heard(self._concerned()), following))
+        steps = range(done_before, len(order))
+        for number in steps if self.phase.stage else self.trace.steps(steps, last=following is None):
             views = {name: next(more) for name, more in extra.items()}
             rows = len(order[number])
             at = BatchPlace(number, len(order), rows, mine[number], index[number], config.engine.accumulate)
-            terms = self._step(at, next(pictures), views, next(stored))
+            with timed(Part.FIRST if self.terms is None else Part.STEPS):
+                terms = self._step(at, next(pictures), views, next(stored))
             if not self.lost:
                 sums.add(terms, len(mine[number]))
             counters.step += 1
@@ -635,6 +655,7 @@ class Training:
             return precision.run(lambda x: functional_call(self.network, self.ema.state, (x,), tie_weights=False), x)
         return precision.run(self.network, x)
 
+    @timed(Part.EVALUATION)
     def _evaluate(self, network, split: str, phase: str) -> dict[str, float]:
         data = self.parts.data
         self._say(phase=phase)
@@ -649,6 +670,7 @@ class Training:
         """What is exported: the averaged weights where there are any. Every worker must call it."""
         return self.ema.state if self.ema else whole(self.network.state_dict())
 
+    @timed(Part.CHECKPOINTS)
     def _checkpoint(self) -> None:
         self.parts.teachers.flush()  # what is answered before a checkpoint is not asked again after it
         self.counters.seconds = time.monotonic() - self.started

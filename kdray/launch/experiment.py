@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..clock import Part, of_run, tell, timed
 from ..config.load import digest, load_config, to_yaml
 from ..config.project import Project
 from ..config.schema import Config, LossConfig
@@ -59,6 +60,8 @@ class Experiment:
     command: str
     address: str | None = None
     """The Ray cluster, for runs with workers; None starts one here."""
+    profile: bool = False
+    """Whether each run tells where its time goes."""
     under_way: list[Path] = field(default_factory=list)
     """Folders of the runs that this one is part of, the outermost first, and its own."""
 
@@ -71,7 +74,8 @@ class Experiment:
     def start(self, config: Config) -> RunFolder:
         """A new run of `config`, to its end."""
         self.refuse_taken([config])
-        with self._session(config), self._interruptible(self._path(config)):
+        path = self._path(config)
+        with self._session(config), self._interruptible(path), of_run(path.name):
             return self._start(config)
 
     def refuse_taken(self, configs: Iterable[Config]) -> None:
@@ -102,7 +106,7 @@ class Experiment:
                 "with cannot be told. Put it back from a copy, or start a new run"
             )
         check_same_data(data, run.data)
-        with self._session(config), self._interruptible(run.path):
+        with self._session(config), self._interruptible(run.path), of_run(run.name):
             return self._advance(run, config, data)
 
     def check(self, config: Config) -> Parts:
@@ -165,9 +169,10 @@ class Experiment:
             teachers = self._teachers(run, config)
             if caches is None:
                 caches = self._caches(config, teachers, data)
-            del data
+            if config.scale.num_workers:
+                data = None  # the workers load their own
             alone = self._alone(run, config) if config.baseline else None
-            self._train(run, config, teachers, caches)
+            self._train(run, config, teachers, caches, data)
             teacher_runs = {name: _run_of(checkpoint) for name, checkpoint in teachers.items()}
             summary = summarise(run, config, teacher_runs, alone)
             run.set_status("finished")
@@ -297,7 +302,8 @@ class Experiment:
         if run.is_alive:
             raise ConfigError(f"{why}: {run.path} is trained just now by process {run.status['pid']}; wait for it")
         self.console.say(f"{why}: {run.name}")
-        return self._advance(run, recipe) if run.path.exists() else self._start(recipe, run.name)
+        with of_run(run.name):
+            return self._advance(run, recipe) if run.path.exists() else self._start(recipe, run.name)
 
     def _planned(self, recipe: Config, pictures: str, asked_by: Config) -> tuple[Config, RunFolder]:
         """`recipe` with the workers, folders and trackers of the config that asks for it, and its run, there or not: a
@@ -317,7 +323,9 @@ class Experiment:
         done = None if run.finished else finished_run(run.path.parent, digest(recipe), pictures)
         return recipe, done or run
 
-    def _train(self, run: RunFolder, config: Config, teachers: dict[str, str], caches: dict[str, Place]) -> None:
+    def _train(
+        self, run: RunFolder, config: Config, teachers: dict[str, str], caches: dict[str, Place], data: Data | None
+    ) -> None:
         shutil.rmtree(run.path / "failures", ignore_errors=True)
         for file in run.path.glob("worker-*"):
             file.unlink()
@@ -351,20 +359,25 @@ class Experiment:
             graceful(stop),
             self._placed(config, teachers, caches, refuse_when_asked) as placed,
         ):
-            job, token = Job(config, run.path, self.project.data, teachers, caches, placed, run.data), run.new_token()
+            job = Job(*(config, run.path, self.project.data, teachers, caches, placed, run.data), profile=self.profile)
+            token = run.new_token()
             if config.scale.num_workers == 0:
                 log = FileLog(run.path, token, asked_in)
-                train_here(job, self.registry, Context(device=device_here(config)), log)
+                train_here(job, self.registry, Context(device=device_here(config)), log, data)
                 return
             cpus, use_gpu = share_out(config.scale, self.session.nodes())
             assignment = Assignment(job, Code.of(self.registry), token, asked_in, threads=max(1, int(cpus)))
             scale = config.scale
-            if scale.elastic:
-                run_elastic(self.session, assignment, scale, cpus, use_gpu, self.console.say)
-                return
-            run_on_ray(
-                *(self.session, assignment, scale.num_workers, cpus, use_gpu, scale.max_failures), self.console.say
-            )
+            with timed(Part.WORKERS):
+                if scale.elastic:
+                    run_elastic(self.session, assignment, scale, cpus, use_gpu, self.console.say)
+                else:
+                    run_on_ray(
+                        *(self.session, assignment, scale.num_workers, cpus, use_gpu, scale.max_failures),
+                        self.console.say,
+                    )
+                if self.profile:
+                    tell(run.rows("profile")[-1]["seconds"])
 
     @contextlib.contextmanager
     def _placed(

@@ -166,14 +166,19 @@ def _lost(error: BaseException, echoes: list[dict], max_failures: int) -> str:
     )
 
 
+NEEDLESS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+"""Parts of Ray's trainer that start an actor each. The first waits, detached, for the controller's death, and never
+ends where Ray has no dashboard; `sweep_own` does its work. The second hands out Ray's data sets, of which there are
+none here, and is a process that imports Ray Data."""
+
+
 def _trainer_class():
-    """Ray's, without the detached actor that waits for the controller's death: it never ends where Ray has no
-    dashboard. `sweep_own` does its work."""
+    """Ray's, without what is needless."""
     from ray.train.torch import TorchTrainer
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self):
             found = super()._create_default_callbacks()
-            return [callback for callback in found if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+            return [callback for callback in found if type(callback).__name__ not in NEEDLESS]
 
     return Trainer

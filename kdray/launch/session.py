@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from ..clock import Part, timed
 from ..config.schema import ScaleConfig
 from ..errors import ConfigError
 from .reaper import reaping
@@ -44,6 +45,7 @@ class RaySession:
         """Whether the cluster is somebody's, with other nodes and other users, rather than started here."""
         return bool(self.address) and self.address != "local"
 
+    @timed(Part.RAY)
     def __enter__(self) -> RaySession:
         joins = self.joined
         for key, value in SETTINGS.items():
@@ -76,6 +78,7 @@ class RaySession:
                     signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place
         return self
 
+    @timed(Part.RAY)
     def __exit__(self, *_):
         if self.started:
             self.ray.shutdown()

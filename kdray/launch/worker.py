@@ -3,6 +3,7 @@ written down."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -11,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..blame import tail
+from ..clock import running
+from ..data.build import Data
 from ..engine.train import Job
 from ..errors import ConfigError, KdrayError, MismatchError, PluginError, RunFailed, Stopped
 from ..run.asking import has_stopped
@@ -59,7 +62,10 @@ def work(assignment: Assignment, context) -> None:
         registry = assignment.code.load()
         write_json(folder / f"worker-{context.rank}.json", {"host": socket.gethostname(), "pid": os.getpid()})
         log = FileLog(folder, assignment.token, assignment.asked_in)
-        with Watchdog(folder, context.rank, context.world_size, assignment.job.config.scale.hang_after) as watchdog:
+        with (
+            running() if assignment.job.profile else contextlib.nullcontext(),
+            Watchdog(folder, context.rank, context.world_size, assignment.job.config.scale.hang_after) as watchdog,
+        ):
             train(assignment.job, registry, replace(context, alive=watchdog.alive), log)
     except Stopped:
         pass  # the driver reads it from the run folder
@@ -77,13 +83,13 @@ def _token(folder: Path) -> str | None:
         return None
 
 
-def train_here(job: Job, registry, context, log) -> None:
-    """Train in this process. What is not kdray's own error is told as a failed worker would tell it: a plugin's or a
-    bug."""
+def train_here(job: Job, registry, context, log, data: Data | None = None) -> None:
+    """Train in this process. data: where it has been loaded already. What is not kdray's own error is told as a failed
+    worker would tell it: a plugin's or a bug."""
     from ..engine.train import train
 
     try:
-        train(job, registry, context, log)
+        train(job, registry, context, log, data)
     except KdrayError as error:
         write_failure(job.folder, context.rank, error)
         raise

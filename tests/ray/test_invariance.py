@@ -4,6 +4,8 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from kdray import clock
+from kdray.clock import Part
 from kdray.engine.checkpoint import checkpoints
 
 CRD = {"use": "crd", "dim": 16, "weight": 0.02}
@@ -56,8 +58,15 @@ def test_one_and_two_workers_have_the_same_losses_and_banks(ray_session, lab, te
 
 def test_one_and_two_workers_mix_the_same_pictures(ray_session, lab, teacher_weights):
     losses = {"ce": {}, "kd": {"weight": 0.5, "temperature": 4.0}}
-    one, two = (train(lab, teacher_weights, workers, "fp64", losses, mix="mixup") for workers in (1, 2))
+    lab.profile = True
+    with clock.running() as times:
+        one, two = (train(lab, teacher_weights, workers, "fp64", losses, mix="mixup") for workers in (1, 2))
     rows = [[row["terms"] for row in run.rows("step")] for run in (one, two)]
     assert len(rows[0]) == 20
     for ours, theirs in zip(*rows):
         assert theirs == pytest.approx(ours, rel=1e-8)
+    # Where the time went is told by the first worker, and is part of what the driver waited for.
+    for run in (one, two):
+        assert {Part.WORKERS, Part.NETWORKS, Part.FIRST, Part.STEPS, Part.EVALUATION} <= set(times.seconds[run.name])
+        assert min(times.seconds[run.name].values()) >= 0
+        assert (run.path / "profile" / "trace.json").exists()
