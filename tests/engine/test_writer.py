@@ -1,6 +1,6 @@
 """Checkpoints are written while the training goes on: what is in them, when they are told, and what goes wrong."""
 
-import contextlib
+import copy
 import errno
 import json
 import os
@@ -115,29 +115,34 @@ def test_rows_are_told_when_the_checkpoint_is_on_disk(train, monkeypatch, went_o
 
 
 def test_the_best_student_in_a_checkpoint_is_the_best_as_of_then(train, monkeypatch):
-    """Also where it is written so slowly that the next epoch is over."""
-    save, evaluated, finish = checkpoint.save, threading.Event(), Training._evaluate
-    best = []
+    """Also where it is written so slowly that the next epoch is over, and evaluated."""
+    save, evaluate, written = checkpoint.save, Training._evaluate, Writer.written
+    evaluated, waited_for, best = threading.Event(), threading.Event(), []
 
     def slow(run, counters, *more):
-        assert counters.epoch != 1 or evaluated.wait(PATIENCE)
+        assert counters.epoch != 1 or waited_for.wait(PATIENCE)
         path = save(run, counters, *more)
         best.append((path / "best.safetensors").read_bytes())
         return path
 
-    def evaluate(self, *what):
-        result = finish(self, *what)
+    def rising(self, *what):
+        result = evaluate(self, *what)
         if self.counters.epoch == 2:
             evaluated.set()
-        return {**result, "top1": self.counters.epoch / 10}  # each is better than the one before
+        return {**result, "top1": self.counters.epoch / 10}
+
+    def wait(self, wait=False):
+        if wait and evaluated.is_set():
+            waited_for.set()
+        return written(self, wait)
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    monkeypatch.setattr(Training, "_evaluate", evaluate)
+    monkeypatch.setattr(Training, "_evaluate", rising)
+    monkeypatch.setattr(Writer, "written", wait)
     run = train("run", checkpoint={"keep": 99})
+    assert [(row["step"], row["best"]["epoch"]) for row in run.rows("epoch")] == [(5, 1), (10, 2)]
     first, last = best
     assert first != last == (run.path / "best.safetensors").read_bytes()
-    replaced = [(row["step"], row["best"]["epoch"]) for row in run.rows("epoch")]
-    assert replaced == [(5, 1), (10, 2)]
 
 
 def fails(*_):
@@ -207,7 +212,7 @@ def test_an_interrupt_abandons_what_is_being_written(train, monkeypatch):
     monkeypatch.setattr(checkpoint, "_flush", slow)
     monkeypatch.setattr(Training, "_log_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train("run", losses={"ce": {}}, checkpoint={"every_steps": 2})
+        train("run")
     run = RunFolder(find_project().root / "runs" / "run")
     assert list((run.path / "checkpoints").iterdir()) == []
     assert not any(thread.name == "kdray-writer" for thread in threading.enumerate())
@@ -217,7 +222,7 @@ def test_a_run_that_is_killed_while_it_writes_goes_on(lab, train, monkeypatch):
     """With the second checkpoint half written, and steps trained beyond it."""
     whole = train("whole")
     if (child := os.fork()) == 0:
-        with contextlib.suppress(BaseException):
+        try:
             flush, rows = checkpoint._flush, lab.path / "runs" / "run" / "metrics.jsonl"
 
             def die(file):
@@ -230,8 +235,9 @@ def test_a_run_that_is_killed_while_it_writes_goes_on(lab, train, monkeypatch):
 
             monkeypatch.setattr(checkpoint, "_flush", die)
             train("run")
-        traceback.print_exc()
-        os._exit(1)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     run = RunFolder(lab.path / "runs" / "run")
     assert ("step", 7) in told(run) and (run.path / "checkpoints" / ".writing-step-000000006").is_dir()
@@ -248,8 +254,7 @@ def test_a_run_that_is_killed_while_it_writes_goes_on(lab, train, monkeypatch):
 def test_copies_share_nothing():
     weights = torch.arange(12.0).reshape(1, 3, 2, 2).to(memory_format=torch.channels_last)
     state = {"a": {0: {"momentum": weights, "tied": weights, "none": None}}, "groups": [{"betas": (0.9, weights[0])}]}
-    found = copied(state)
-    before = copied(found)
+    found, before = copied(state), copy.deepcopy(state)
     weights.zero_()
     state["groups"][0]["lr"] = 1.0
     torch.testing.assert_close(found, before, rtol=0, atol=0)
