@@ -392,9 +392,10 @@ def kdray_epoch_finished(run: dict, metrics: dict) -> None:
 def kdray_checkpoint_saved(run: dict, path: str) -> None:
     """A checkpoint is written whole.
 
-    Runs on the driver, never in a worker. `run` is that of `kdray_run_started`; `path` is the checkpoint's folder,
-    which is removed when `checkpoint.keep` newer ones are there: copy what must stay. An exception here is reported and
-    does not stop the run.
+    Runs on the driver, never in a worker; steps after it may have been told already, since the training goes on while
+    it is written. `run` is that of `kdray_run_started`; `path` is the checkpoint's folder, which is removed when
+    `checkpoint.keep` newer ones are there: copy what must stay. An exception here is reported and does not stop the
+    run.
 
     ```python
     import shutil

@@ -54,6 +54,11 @@ def merged(base: dict, changes: dict) -> dict:
     return out
 
 
+def in_order(rows: list[dict]) -> list[dict]:
+    """By step: that a checkpoint is on disk is told some steps later, sooner or later."""
+    return sorted(rows, key=lambda row: row["step"])
+
+
 class Lab:
     """A folder of its own for configs and runs."""
 

@@ -60,11 +60,11 @@ def save(run: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]], o
     """Write checkpoint `step-…` into the run folder, then remove all but the newest `keep`. The best student so far
     goes with it: a resumed run may find another one."""
     folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / name_of(counters.step)
     part = folder / f".writing-{final.name}"
     shutil.rmtree(part, ignore_errors=True)
     try:
+        folder.mkdir(exist_ok=True)  # not the run's own folder: its storage may be away
         part.mkdir()
         for name, state in tensors.items():
             write_safetensors(state, part / f"{name}.safetensors")

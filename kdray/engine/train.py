@@ -7,14 +7,14 @@ for each phase: the first stages of the losses, then the main loop
             pictures of view (epoch mod views)  ->  teachers, student  ->  terms
             weighted sum  ->  backward  ->  after_backward of each loss  ->  optimizer at every `accumulate` batches
         main loop: evaluate · keep the best
-        checkpoint
+        checkpoint: copied, and written while the next epoch trains
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ from .schedule import loss_weight, lr_factor, option_value
 from .sharding import by_share, check_sharding, clip_norm, load_optimizer, load_whole, shard, whole, whole_optimizer
 from .sums import Sums
 from .trace import Trace
+from .writer import Writer
 
 LOST_IN_A_ROW = 20
 """Batches that `engine.nonfinite: skip` leaves out at most, one after the other."""
@@ -174,7 +175,7 @@ class Training:
         self.counters = Counters(digest=digest(config))
         self.ema = None
         self._go_on()
-        self.saved_at = self.counters.step
+        self.writer, self.saved_at = Writer(job.folder, config.checkpoint.keep), self.counters.step
         self.lost: list[str] = []  # terms of the step that is being left out
         self.spoiled = False  # whether a batch of the update that is being gathered was left out
         self.listener, self.asked = Listener(context, log, self.counters.step), ""
@@ -264,8 +265,16 @@ class Training:
 
     def run(self) -> None:
         # A recording cannot be made on the default stream, nor of a backward pass whose first one was there.
-        with torch.cuda.stream(self._stream()):
-            self._run()
+        try:
+            with torch.cuda.stream(self._stream()):
+                self._run()
+        except KeyboardInterrupt:
+            self.writer.abandon()
+            raise
+        except BaseException:
+            with suppress(Exception):  # what ended the training is told, not what the writer may add
+                self._tell_written(wait=True)
+            raise
 
     def _stream(self) -> torch.cuda.Stream | None:
         if self.context.device.type != "cuda" or self.context.world_size > 1:
@@ -292,6 +301,7 @@ class Training:
                 break
             self.counters.phase, self.counters.epoch = self.counters.phase + 1, 0
             self._begin_phase()
+        self._tell_written(wait=True)
         state = self.student_state()
         if self.context.is_first:
             self.log.guard()
@@ -306,6 +316,7 @@ class Training:
     def _answer(self) -> None:
         """After a checkpoint that was asked for, on its own or to stop."""
         asked, self.asked = self.asked, ""
+        self._tell_written(wait=True)
         if self.context.is_first:
             self.log.answer(asked)
         if asked == "stop":
@@ -381,6 +392,7 @@ class Training:
             counters.batch += 1
             self._count_skipped(order)
             context.alive()
+            self._tell_written()
             self._say(
                 phase="training", stage=self.phase.name, epoch=counters.epoch, batch=counters.batch, batches=len(order)
             )
@@ -616,6 +628,7 @@ class Training:
             for x in (*self.network.buffers(), *(self.ema.state.values() if self.ema else ())):
                 self.context.broadcast(x)
         results = {name: self._evaluate(self._student, name, "evaluating") for name in self.splits}
+        self._tell_written(wait=True)  # the last checkpoint takes the best student as of then
         judged = "validation" if "validation" in results else "test"
         top1 = results[judged]["top1"]
         if counters.best is None or top1 > counters.best["top1"]:
@@ -672,6 +685,9 @@ class Training:
 
     @timed(Part.CHECKPOINTS)
     def _checkpoint(self) -> None:
+        """Copy all that the rest of the run depends on. The first worker's writer has it on disk some steps later;
+        nobody waits for that but who calls `_tell_written`."""
+        self._tell_written(wait=True)
         self.parts.teachers.flush()  # what is answered before a checkpoint is not asked again after it
         self.counters.seconds = time.monotonic() - self.started
         check_replicas(self.objective, self.context)
@@ -686,17 +702,16 @@ class Training:
             }
             if self.ema:
                 tensors["ema"] = self.ema.state
-            path = checkpoint.save(
-                self.folder,
-                self.counters,
-                tensors,
-                optimizer,
-                self.config.checkpoint.keep,
-            )
-            self._row({"kind": "checkpoint", "path": path.name})
+            self.writer.begin(self.counters, tensors, optimizer)
         self.saved_at = self.counters.step
-        self.context.barrier()
         self.context.alive()
+
+    def _tell_written(self, wait: bool = False) -> None:
+        """Write down that the last checkpoint is on disk, once it is. Raises RunFailed where it could not be
+        written. On the other workers there is nothing to tell, nor to wait for: their next step waits for the first
+        one's."""
+        if saved := self.writer.written(wait):
+            self._row({"kind": "checkpoint", "step": saved.step, "path": saved.path.name})
 
     def _checkpoint_is_due(self) -> bool:
         every = self.config.checkpoint.every_steps

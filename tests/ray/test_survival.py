@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from kdray.engine.checkpoint import checkpoints
 from kdray.run.folder import RunFolder
+from tests.conftest import in_order
 
 SETTINGS = {
     "data": {"samples": 300, "batch_size": 30},
@@ -79,8 +80,8 @@ def same(run, other):
         assert (ours / f"{file}.safetensors").read_bytes() == (theirs / f"{file}.safetensors").read_bytes(), file
     # And it tells the same story, each row once.
     stories = [
-        [(row["kind"], row["step"], row.get("terms"), row.get("test")) for row in r.rows() if row["kind"] != "resumed"]
-        for r in (run, other)
+        [(row["kind"], row["step"], row.get("terms"), row.get("test")) for row in rows if row["kind"] != "resumed"]
+        for rows in (in_order(r.rows()) for r in (run, other))
     ]
     assert stories[0] == stories[1]
 
