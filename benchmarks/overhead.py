@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from steps import Silent
 
 from kdray.config.schema import Config
 from kdray.data.source import Source
@@ -29,11 +30,6 @@ from kdray.engine.train import Job, Training
 from kdray.registry import Registry
 
 N, CLASSES, BATCH = 1280, 100, 64
-
-
-class Silent:
-    def __getattr__(self, name):
-        return lambda *args, **kwargs: None
 
 
 def config(model: str, precision: str) -> Config:
