@@ -65,12 +65,7 @@ def evaluate(
                 f"--config and --as are for files of weights, and there is no file {what}; a run has its own config"
             )
         run = find_run(what, project.runs)
-        source, weights = run.config_file, run.path / ("best.safetensors" if best else "student.safetensors")
-        if not weights.exists():
-            raise ConfigError(
-                f"{run.name} has no {weights.name} yet (its state: {run.status['state']}): "
-                f"`kdray resume {run.name}` goes on with it"
-            )
+        source, weights = run.config_file, run.weights(best)
     loaded = decided(load_config(source, overrides or [], registry=registry).config)
     result = {
         "weights": str(weights),

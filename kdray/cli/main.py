@@ -12,9 +12,11 @@ from . import (
     cache,
     doctor,
     evaluate,
+    export,
     list_,
     plugins,
     precompute,
+    predict,
     resume,
     runs,
     schema,
@@ -44,6 +46,8 @@ app.command("tune")(tune.tune)
 app.command("resume")(resume.resume)
 app.command("stop")(stop.stop)
 app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)
 app.command("schema")(schema.schema)

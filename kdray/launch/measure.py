@@ -1,16 +1,18 @@
-"""Accuracy of a file of weights, in this process."""
+"""A file of weights as a network again, and its accuracy, in this process."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from ..config.schema import Config, LossConfig, StudentConfig
 from ..data.feed import Feed
 from ..data.normalize import Normalize
 from ..distiller import Distiller
-from ..engine.build import build
+from ..engine.build import Parts, build
 from ..engine.context import Context
 from ..engine.evaluate import evaluate
 from ..errors import ConfigError
@@ -18,11 +20,38 @@ from ..models.checkpoint import load_weights
 from ..registry import Registry
 
 
+@dataclass
+class Rebuilt:
+    """A network of a config with weights from a file. network: normalised pictures to logits."""
+
+    network: nn.Module
+    normalize: Normalize
+    parts: Parts
+
+    def logits(self, pictures: Tensor) -> Tensor:
+        """Of uint8 pictures (B, C, H, W), in the config's arithmetic."""
+        precision = self.parts.precision
+        return precision.run(self.network, self.normalize(pictures, precision.dtype))
+
+
 def measure(
     config: Config, registry: Registry, data_root: Path, weights: str, role: str, split: str
 ) -> dict[str, float]:
     """top1, top5, loss, samples of `weights` as the student of `config` or as its teacher of the name `role`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = rebuild(config, registry, data_root, weights, role, device)
+    data = found.parts.data
+    if (chosen := getattr(data, split)) is None:
+        raise ConfigError("this config holds no validation split out: set data.validation")
+    feed = Feed(chosen, data.evaluate, config.data.threads, device)
+    with torch.no_grad():
+        return evaluate(found.logits, chosen, feed, Context(device=device))
+
+
+def rebuild(
+    config: Config, registry: Registry, data_root: Path, weights: str, role: str, device: torch.device
+) -> Rebuilt:
+    """`weights` as the student of `config` or as its teacher of the name `role`, to be evaluated."""
     losses, teachers, network, own = config.losses, config.all_teachers, config.student, None
     if role != "student":
         if role not in teachers:
@@ -54,19 +83,8 @@ def measure(
     parts = build(alone, registry, data_root, {}, device)
     student = parts.objective.deployed()
     load_weights(student, weights)
-    chosen = getattr(parts.data, split)
-    if chosen is None:
-        raise ConfigError("this config holds no validation split out: set data.validation")
-    normalize = Normalize(own.mean, own.std) if own else parts.normalize
-    feed = Feed(chosen, parts.data.evaluate, config.data.threads, device)
     student.eval()
-    with torch.no_grad():
-        return evaluate(
-            lambda x: parts.precision.run(student, normalize(x, parts.precision.dtype)),
-            chosen,
-            feed,
-            Context(device=device),
-        )
+    return Rebuilt(student, Normalize(own.mean, own.std) if own else parts.normalize, parts)
 
 
 def _teachers_of(loss: LossConfig, cls: type[Distiller], teachers: dict) -> set[str]:

@@ -124,6 +124,16 @@ class RunFolder:
     def summary(self) -> dict | None:
         return read_json(self.path / "summary.json")
 
+    def weights(self, best: bool = False) -> Path:
+        """The student's file, of the last epoch or of the best one. Raises ConfigError while there is none."""
+        file = self.path / ("best.safetensors" if best else "student.safetensors")
+        if not file.exists():
+            raise ConfigError(
+                f"{self.name} has no {file.name} yet (its state: {self.status['state']}): "
+                f"`{self.how_to_resume}` goes on with it"
+            )
+        return file
+
     def set_status(self, state: str, **more) -> None:
         now = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **more}
         write_json(self.path / "status.json", now)

@@ -1,0 +1,114 @@
+"""`kdray export`: a run's student as a file that runs without kdray, put in place once it answers as the run does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ..config.load import load_config
+from ..config.schema import Config
+from ..data.feed import Feed
+from ..errors import ConfigError, RunFailed
+from ..launch.measure import Rebuilt, rebuild
+from ..registry import Registry
+from ..run.folder import RunFolder
+from .deployable import Deployable
+from .formats import FORMATS, Runs
+
+COMPARED = 64
+"""Test pictures that both are asked for."""
+BATCHES = (1, 7, COMPARED)
+"""Sizes of the batches that the file is tried with: the size is free."""
+CLOSE = 1e-3
+"""Largest difference of a logit, as a share of the largest logit: kernels add in another order, no more."""
+
+
+def export(run: RunFolder, name: str, output: Path | None, best: bool, registry: Registry, data_root: Path) -> dict:
+    """Write the student in the format `name`, to `output` or into the run's folder `export`. Returns the facts, with
+    `file`, `bytes`, and the largest `difference` of a logit that was seen.
+
+    Raises ConfigError where the student cannot be had in that format, RunFailed where the file answers otherwise.
+    """
+    format = FORMATS[name]
+    format.check(name)
+    config, found = rebuilt(run, best, registry, data_root)
+    if name == "pytorch" and found.network is not found.parts.student.model:
+        raise ConfigError(
+            "pytorch: a loss of this run gives its student another head, which the file could not name. Take "
+            "--format torch.export or onnx, which hold the whole network"
+        )
+    network, pictures = Deployable(found.network, found.normalize), test_pictures(found, config)
+    facts = facts_of(run, config, found, pictures, best)
+    file = output or run.path / "export" / f"{run.name}{'-best' if best else ''}{format.suffix}"
+    if file.suffix != format.suffix:
+        raise ConfigError(f"{file}: a file of the format {name} ends in {format.suffix}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".writing-{file.name}")
+    try:
+        # An example of one picture would be taken for the only size of a batch.
+        format.write(network, pictures[:2], facts, part)
+        difference = compare(network, format.read(part)[0], pictures)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+    return {**facts, "file": str(file), "format": name, "bytes": file.stat().st_size, "difference": difference}
+
+
+def student_of(run: RunFolder, best: bool, registry: Registry, data_root: Path) -> tuple[Runs, dict]:
+    """What an exported file would be read as."""
+    config, found = rebuilt(run, best, registry, data_root)
+    facts = facts_of(run, config, found, test_pictures(found, config), best)
+    return Deployable(found.network, found.normalize), facts
+
+
+def rebuilt(run: RunFolder, best: bool, registry: Registry, data_root: Path) -> tuple[Config, Rebuilt]:
+    config = load_config(run.config_file, registry=registry).config
+    weights = str(run.weights(best))
+    return config, rebuild(config, registry, data_root, weights, "student", torch.device("cpu"))
+
+
+def test_pictures(found: Rebuilt, config: Config) -> Tensor:
+    """The first ones, uint8 (B, C, H, W), as evaluation sees them."""
+    data = found.parts.data
+    feed = Feed(data.test, data.evaluate, config.data.threads, torch.device("cpu"))
+    return next(iter(feed.batches([torch.arange(min(COMPARED, len(data.test)))], view=0)))
+
+
+def facts_of(run: RunFolder, config: Config, found: Rebuilt, pictures: Tensor, best: bool) -> dict:
+    """What somebody needs who has the file alone."""
+    summary = run.summary or {}
+    accuracy = summary.get("best", {}).get("test_top1") if best else summary.get("last", {}).get("top1")
+    student = config.student
+    return {
+        "kdray": __version__,
+        "run": run.name,
+        "network": {"model": student.model, **student.options},
+        "data": config.data.name,
+        "classes": list(found.parts.data.test.source.class_names),
+        "input": {"name": "pictures", "dtype": "uint8", "shape": ["batch", *pictures.shape[1:]]},
+        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", found.parts.data.num_classes]},
+        "evaluate": config.data.model_dump(mode="json")["evaluate"],
+        "accuracy": accuracy,
+    }
+
+
+@torch.no_grad()
+def compare(network: nn.Module, runs: Runs, pictures: Tensor) -> float:
+    """The largest difference of a logit, in batches of several sizes. Raises RunFailed where it is no rounding."""
+    largest = 0.0
+    for size in BATCHES:
+        some = pictures[:size]
+        ours, theirs = network(some), runs(some)
+        if theirs.shape != ours.shape:
+            raise RunFailed(f"what was written answers {tuple(theirs.shape)} where {tuple(ours.shape)} is right")
+        largest = max(largest, float((ours - theirs).abs().max()))
+        if largest > CLOSE * float(ours.abs().max()):
+            raise RunFailed(
+                f"what was written differs from the student by {largest:.2g} in a logit (largest "
+                f"{float(ours.abs().max()):.2g}): no file is left. Please report it, with `kdray doctor`'s output"
+            )
+    return largest
