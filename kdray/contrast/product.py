@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+AT_ONCE = 1 << 26
+"""Scores with a memory that are held at a time: 256 MiB in fp32, for each direction."""
 
 
 def product(anchor: Tensor, memory: Tensor) -> Tensor:
@@ -23,8 +28,10 @@ class _Product(torch.autograd.Function):
 
 
 def drawn_product(anchor: Tensor, memory: Tensor, drawn: Tensor) -> Tensor:
-    """Of these inner products, those of the rows `drawn` (b, K) of the memory: (b, K)."""
-    return _DrawnProduct.apply(anchor, memory, drawn)
+    """Of these inner products, those of the rows `drawn` (b, K) of the memory: (b, K). A memory too large for
+    `AT_ONCE` is gone through in parts, so that a step needs no more room than that for it."""
+    parts = memory.split(max(1, AT_ONCE // len(anchor)))
+    return (_DrawnProduct if len(parts) == 1 else _DrawnInParts).apply(anchor, memory, drawn)
 
 
 class _DrawnProduct(torch.autograd.Function):
@@ -40,6 +47,36 @@ class _DrawnProduct(torch.autograd.Function):
         # The scores are done with: their place in memory, (b, N), is at hand for what comes back.
         every = ctx.every.zero_().scatter_add_(1, drawn, gradient)
         return _linear(every, ctx.memory.T), None, None
+
+
+class _DrawnInParts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, anchor, memory, drawn):
+        ctx.memory, scores = memory, anchor.new_empty(drawn.shape)
+        ctx.save_for_backward(drawn)
+        for part, at, here in _parts(memory, drawn):
+            torch.where(here, _linear(anchor, part).gather(1, at), scores, out=scores)
+        return scores
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (drawn,) = ctx.saved_tensors
+        of_anchor = 0
+        for part, at, here in _parts(ctx.memory, drawn):
+            every = gradient.new_zeros(len(gradient), len(part))
+            every.scatter_add_(1, at, gradient * here)
+            of_anchor = of_anchor + _linear(every, part.T)
+        return of_anchor, None, None
+
+
+def _parts(memory: Tensor, drawn: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of the memory, with the places of `drawn` in each, and which of them are really there."""
+    start = 0
+    for part in memory.split(max(1, AT_ONCE // len(drawn))):
+        at = drawn - start
+        here = (at >= 0) & (at < len(part))
+        yield part, at.clamp_(0, len(part) - 1), here
+        start += len(part)
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
