@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
+MISTAKES = 8
+"""Pairs of classes that are listed."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2128; --soft: #5d6673; --line: #dfe3e8; --paper: #ffffff; --tint: #f5f7f9;
   --mark: #3b6fb6; }
@@ -153,7 +155,18 @@ def _classes(method: dict, images: dict[str, Path], numbers: dict) -> str:
             said += " Of many classes, those at both ends; report.json holds all."
         found = _figure(images["classes"], "Accuracy of classes, compared", said)
     said = f"What the student took pictures of each class for: shares of a row{seeds}. The scale favours small shares."
-    return found + _figure(images["confusion"], "Confusion matrix", said)
+    return found + _figure(images["confusion"], "Confusion matrix", said) + _mistakes(method)
+
+
+def _mistakes(method: dict) -> str:
+    """The pairs of classes that are confused most often."""
+    names, counts = method["classes"], method["confusion"]
+    pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
+    rows = [
+        [names[i], names[j], f"{n:,}", f"{n / sum(counts[i]):.1%}"]
+        for n, i, j in sorted(pairs, key=lambda pair: -pair[0])[:MISTAKES]
+    ]
+    return _table(["class", "taken for", "pictures", "of the class"], rows, left=2) if rows else ""
 
 
 def _calibration(method: dict, images: dict[str, Path], numbers: dict) -> str:
@@ -218,7 +231,8 @@ def _softened(method: dict, images: dict[str, Path], numbers: dict) -> str:
         images["softened"],
         "Softened outputs of single pictures",
         "What the teacher knows beside the answer: probabilities at several temperatures, for the first test pictures "
-        "and for those of which teacher and student think most differently. Each picture has its class above it.",
+        "and for those of which teacher and student think most differently. Each picture has its class above it, "
+        "each temperature its own scale.",
     )
 
 

@@ -30,7 +30,6 @@ LIKELY = 10
 """Classes that are shown of a picture's outputs: all where there are no more, else the teacher's likeliest."""
 BLUE, ORANGE, GREY, RED, LIGHT_BLUE, LIGHT_RED = "#3b6fb6", "#e08214", "#8a8f98", "#c8453b", "#a9c7ec", "#efc2be"
 COLOURS = (BLUE, ORANGE, "#4f9d69", "#8e5ea2", RED, "#17a2b8", "#b5892f", "#d66fa8")
-SHARE = FuncFormatter(lambda share, _: f"{round(100 * share, 6):g}%")
 STYLE = {
     "text.parse_math": False,  # a class may be called $5 to $10
     "font.size": 9,
@@ -78,6 +77,10 @@ def _of_method(method: dict, numbers: dict, pictures: Tensor | None) -> dict[str
     return found
 
 
+def _percent(share: float, _: int) -> str:
+    return f"{round(100 * share, 6):g}%"
+
+
 def _short(name: str, most: int = 18) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
@@ -117,7 +120,7 @@ def _accuracy(numbers: dict) -> Figure:
             )
     plot.set_xlabel("epoch")
     plot.set_ylabel("accuracy (test unless said)")
-    plot.yaxis.set_major_formatter(SHARE)
+    plot.yaxis.set_major_formatter(_percent)
     _epochs(plot)
     figure.legend(*plot.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -164,9 +167,9 @@ def _classes(per_class: dict, names: list[str]) -> Figure:
     plot.barh(range(len(order)), values, xerr=errors, color=colours, height=0.7, error_kw={"ecolor": GREY})
     plot.axvline(0, color="#333333", linewidth=0.8)
     plot.set_yticks(range(len(order)), [names[i] for i in order])
-    plot.invert_yaxis()
+    plot.set_ylim(len(order) - 0.4, -0.6)
     plot.set_xlabel(f"accuracy of a class: student less {per_class['against']}")
-    plot.xaxis.set_major_formatter(SHARE)
+    plot.xaxis.set_major_formatter(_percent)
     plot.grid(axis="x")
     return figure
 
@@ -186,7 +189,7 @@ def _confusion(counts: np.ndarray, names: list[str]) -> Figure:
     _class_axes(plot, names)
     plot.set_xlabel("taken for")
     plot.set_ylabel("class")
-    figure.colorbar(image, ax=plot, format=SHARE, shrink=0.8, label="share of the class's pictures")
+    figure.colorbar(image, ax=plot, format=FuncFormatter(_percent), shrink=0.8, label="share of the class's pictures")
     return figure
 
 
@@ -227,7 +230,7 @@ def _calibration(calibration: dict) -> Figure:
         scaled = f" at T = {one['temperature']['mean']:.2f}" if when == "after" else ""
         plot.set_title(f"{name}{scaled}\nECE {ece:.1%}")
         for axis in (plot.xaxis, plot.yaxis):
-            axis.set_major_formatter(SHARE)
+            axis.set_major_formatter(_percent)
             axis.set_major_locator(MaxNLocator(2))
         if i == 0:
             plot.set_ylabel("share that is right")
@@ -259,6 +262,11 @@ def _softened(rows: list[dict], pictures: Tensor, names: list[str], temperatures
     plots = figure.subplots(
         len(rows), 1 + len(temperatures), squeeze=False, width_ratios=[0.8, *[1] * len(temperatures)]
     )
+    # Each temperature has a scale of its own, or nothing would be seen of many classes at a high one.
+    most = [
+        max(max(values[i]) for row in rows for values in row["probabilities"].values())
+        for i in range(len(temperatures))
+    ]
     for line, row, picture in zip(plots, rows, pictures):
         picture = picture[:3] if len(picture) >= 3 else picture[:1]
         line[0].imshow(picture.permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
@@ -272,9 +280,9 @@ def _softened(rows: list[dict], pictures: Tensor, names: list[str], temperatures
                 plot.barh(np.arange(len(chosen)) + shift, values, 0.4, color=colour, label=who)
             plot.set_yticks(range(len(chosen)), [names[k] for k in chosen] if i == 0 else [], fontsize=7.5)
             plot.invert_yaxis()
-            plot.set_xlim(0, 1)
-            plot.set_xticks([0, 0.5])
-            plot.xaxis.set_major_formatter(SHARE)
+            plot.set_xlim(0, most[i])
+            plot.xaxis.set_major_locator(MaxNLocator(2, prune="upper"))
+            plot.xaxis.set_major_formatter(_percent)
             plot.tick_params(length=0)
             if row is rows[0]:
                 plot.set_title(f"T = {temperature:g}")

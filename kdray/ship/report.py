@@ -116,16 +116,16 @@ class Report:
 
     def _answers(self, method: Method) -> dict:
         """Numbers of a method's students over all seeds; none of them where the data cannot be had."""
-        asked, classes = [], []
-        with self._unless(method, "all that needs the test pictures"):
-            for one in method.runs:
-                data = self.networks.data(one)
-                asked.append(self._ask(method, one, data))
-                classes = data.test.source.class_names
         found = {"runs": [one.run.name for one in method.runs], "seeds": [one.config.seed for one in method.runs]}
-        if len(asked) < len(method.runs):
-            return found
-        found |= {"classes": classes, **answers(asked)}
+        asked, data = [], None
+        for one in method.runs:
+            data = None  # that of the seed before is not kept beside
+            with self._unless(method, "all that needs the test pictures"):
+                data = self.networks.data(one)
+            if data is None:
+                return found
+            asked.append(self._ask(method, one, data))
+        found |= {"classes": data.test.source.class_names, **answers(asked)}
         if teacher := next(iter(found["agreement"]), None):
             found["softened"], self.shown[method.label] = softened(asked[-1], teacher, data)
         return found
