@@ -27,7 +27,7 @@ class Reliability(NamedTuple):
     def ece(self) -> float:
         """Expected calibration error: the mean over pictures of their bin's |accuracy − confidence|, in 0..1."""
         gaps = (self.accuracy - self.confidence).abs()
-        return float((self.counts * gaps).sum() / self.counts.sum())
+        return float((self.counts * gaps).sum() / self.counts.sum().clamp(min=1))
 
 
 def confusion(logits: Tensor, labels: Tensor) -> Tensor:

@@ -263,10 +263,10 @@ def _softened(rows: list[dict], pictures: Tensor, names: list[str], temperatures
         len(rows), 1 + len(temperatures), squeeze=False, width_ratios=[0.8, *[1] * len(temperatures)]
     )
     # Each temperature has a scale of its own, or nothing would be seen of many classes at a high one.
-    most = [
-        max(max(values[i]) for row in rows for values in row["probabilities"].values())
-        for i in range(len(temperatures))
-    ]
+    said = np.array(
+        [list(row["probabilities"].values()) for row in rows]
+    )  # (pictures, networks, temperatures, classes)
+    most = said.max(axis=(0, 1, 3))
     for line, row, picture in zip(plots, rows, pictures):
         picture = picture[:3] if len(picture) >= 3 else picture[:1]
         line[0].imshow(picture.permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)

@@ -58,18 +58,21 @@ class Networks:
         key = (weights.absolute(), section, config.engine.precision, validation and config.seed)
         if key not in self.known:
             found = rebuild(config, self.registry, self.data_root, str(weights), role, self.device, data)
-            test, held_out = (self._logits(found, split, config) for split in (data.test, validation))
+            test, held_out = (self._logits(found, split, config, weights) for split in (data.test, validation))
             self.known[key] = Answers(test, held_out)
             self.macs[weights] = self._macs(found)
         return self.known[key]
 
     @torch.no_grad()
-    def _logits(self, found: Rebuilt, split: Split | None, config: Config) -> Tensor | None:
+    def _logits(self, found: Rebuilt, split: Split | None, config: Config, weights: Path) -> Tensor | None:
         if split is None:
             return None
         feed = Feed(split, found.parts.data.evaluate, config.data.threads, self.device)
         positions = torch.arange(len(split)).split(BATCH_ON_GPU if self.device.type == "cuda" else BATCH)
-        return torch.cat([found.logits(pictures).float().cpu() for pictures in feed.batches(positions, view=0)])
+        logits = torch.cat([found.logits(pictures).float().cpu() for pictures in feed.batches(positions, view=0)])
+        if not logits.isfinite().all():
+            raise ConfigError(f"{weights}: some logits of this network are no finite numbers")
+        return logits
 
     @torch.no_grad()
     def _macs(self, found: Rebuilt) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import isfinite
 from pathlib import Path
 from statistics import mean, median, stdev
 
@@ -60,7 +61,9 @@ def teacher_rows(method: Method, registry: Registry, macs: dict[Path, int]) -> I
 
 
 def weights_of(one: Finished, name: str) -> Path | None:
-    """The file of a teacher's weights, where one is there."""
+    """The file of a teacher's weights, where one is known. The average of teachers has none."""
+    if name not in one.config.all_teachers:
+        return None
     try:
         return one.teacher_weights(name)
     except ConfigError:
@@ -103,7 +106,7 @@ def _curve(runs: list[Finished], pick: Callable[[dict], float | None]) -> dict:
     by_epoch: dict[int, list[float]] = {}
     for one in runs:
         for row in one.epochs:
-            if (value := pick(row)) is not None:
+            if (value := pick(row)) is not None and isfinite(value):
                 by_epoch.setdefault(row["epoch"], []).append(value)
     spreads = [spread(by_epoch[epoch]) for epoch in sorted(by_epoch)]
     return {

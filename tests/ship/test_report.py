@@ -238,6 +238,23 @@ def test_two_methods(home, runs, tmp_path):
     assert read.sections == SECTIONS and left_out[0] in read.text
 
 
+def test_several_teachers(home, runs, teacher_weights, tmp_path):
+    """Each with its own numbers; their average has a place in the table."""
+    other = {"model": "convnet", "widths": [4, 8], "checkpoint": str(runs[0].weights())}
+    teachers = {"big": {"model": "convnet", "widths": [16, 32], "checkpoint": teacher_weights}, "small": other}
+    losses = {"ce": {}, "kd": {"teacher": "average"}}
+    run = home.run("average", run={"dir": str(tmp_path)}, teachers=teachers, losses=losses)
+    page, left_out = report([run], None, home.registry, find_project().data)
+    found = json.loads((page.parent / "report.json").read_text())
+    assert not left_out and Page(page).sections == SECTIONS
+    names = ["teacher big", "teacher small", "teacher average", "average"]
+    assert [row["what"] for row in found["table"]] == names
+    assert found["table"][1]["runs"] == ["kd-seed0"] and found["table"][2]["macs"] is None
+    method = found["methods"]["average"]
+    assert list(method["agreement"]) == list(method["correlation"]) == names[:2]
+    assert list(method["calibration"]) == ["student", *names[:2]]
+
+
 @pytest.fixture(scope="module")
 def foldered(home, tmp_path_factory):
     """A run on two digits in folders whose names would be tags."""
