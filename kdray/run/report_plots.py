@@ -265,7 +265,7 @@ def _softened(rows: list[dict], pictures: Tensor, names: list[str], temperatures
     # Each temperature has a scale of its own, or nothing would be seen of many classes at a high one.
     said = np.array(
         [list(row["probabilities"].values()) for row in rows]
-    )  # (pictures, networks, temperatures, classes)
+    )  # (n, 2, temperatures, C)
     most = said.max(axis=(0, 1, 3))
     for line, row, picture in zip(plots, rows, pictures):
         picture = picture[:3] if len(picture) >= 3 else picture[:1]
