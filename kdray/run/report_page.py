@@ -111,7 +111,7 @@ def _results(numbers: dict) -> str:
             _count(row["parameters"]),
             _large(row["macs"]),
             f"{row['pictures_per_second']['mean']:,.0f}" if row["pictures_per_second"] else "–",
-            f"{row['bytes'] / 1e6:,.2f} MB" if row["bytes"] is not None else "–",
+            f"{_large(row['bytes'])}B" if row["bytes"] is not None else "–",
         ]
         for row in numbers["table"]
     ]
@@ -150,7 +150,7 @@ def _classes(method: dict, images: dict[str, Path], numbers: dict) -> str:
     found, against = "", method["per_class"]["against"]
     if against:
         means = "; means over the seeds, with their deviation" if len(method["runs"]) > 1 else ""
-        said = f"Test accuracy of each class: the student's less that of {against}{means}."
+        said = f"Test accuracy of each class: the student's less that of the {against}{means}."
         if len(method["classes"]) > 40:
             said += " Of many classes, those at both ends; report.json holds all."
         found = _figure(images["classes"], "Accuracy of classes, compared", said)
@@ -163,7 +163,7 @@ def _mistakes(method: dict) -> str:
     names, counts = method["classes"], method["confusion"]
     pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
     rows = [
-        [names[i], names[j], f"{n:,}", f"{n / sum(counts[i]):.1%}"]
+        [names[i], names[j], f"{n:,}", f"{100 * n / sum(counts[i]):.1f} %"]
         for n, i, j in sorted(pairs, key=lambda pair: -pair[0])[:MISTAKES]
     ]
     return _table(["class", "taken for", "pictures", "of the class"], rows, left=2) if rows else ""

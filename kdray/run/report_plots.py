@@ -168,7 +168,7 @@ def _classes(per_class: dict, names: list[str]) -> Figure:
     plot.axvline(0, color="#333333", linewidth=0.8)
     plot.set_yticks(range(len(order)), [names[i] for i in order])
     plot.set_ylim(len(order) - 0.4, -0.6)
-    plot.set_xlabel(f"accuracy of a class: student less {per_class['against']}")
+    plot.set_xlabel(f"accuracy of a class: student less the {per_class['against']}")
     plot.xaxis.set_major_formatter(_percent)
     plot.grid(axis="x")
     return figure
@@ -263,9 +263,7 @@ def _softened(rows: list[dict], pictures: Tensor, names: list[str], temperatures
         len(rows), 1 + len(temperatures), squeeze=False, width_ratios=[0.8, *[1] * len(temperatures)]
     )
     # Each temperature has a scale of its own, or nothing would be seen of many classes at a high one.
-    said = np.array(
-        [list(row["probabilities"].values()) for row in rows]
-    )  # (n, 2, temperatures, C)
+    said = np.array([list(row["probabilities"].values()) for row in rows])
     most = said.max(axis=(0, 1, 3))
     for line, row, picture in zip(plots, rows, pictures):
         picture = picture[:3] if len(picture) >= 3 else picture[:1]

@@ -77,7 +77,7 @@ def calibration(pairs: list[tuple[Asked, Answers]]) -> dict:
     """Before and after a temperature is fitted, on pictures that it was not fitted on. A teacher is never fitted on the
     student's validation split, which its own training set may hold."""
     temperatures, before, after = [], [], []
-    for one, of in pairs:
+    for one, of in {id(of): (one, of) for one, of in pairs}.values():  # the teacher of several seeds counts once
         logits, labels = of.test, one.labels
         if of.validation is not None:
             temperatures.append(analysis.best_temperature(of.validation, one.validation_labels))
