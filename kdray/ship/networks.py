@@ -54,8 +54,9 @@ class Networks:
         for weights that are not there, damaged, or of another network."""
         config = of.config
         validation = data.validation if role == "student" else None
-        section = config.data.model_dump_json(exclude={"extra_views"})
-        key = (weights.absolute(), section, config.engine.precision, validation and config.seed)
+        network = config.student if role == "student" else config.all_teachers[role]
+        read = (network.model_dump_json(), config.data.model_dump_json(exclude={"extra_views"}))
+        key = (weights.absolute(), *read, config.engine.precision, validation and config.seed)
         if key not in self.known:
             found = rebuild(config, self.registry, self.data_root, str(weights), role, self.device, data)
             test, held_out = (self._logits(found, split, config, weights) for split in (data.test, validation))

@@ -74,8 +74,9 @@ class Report:
         methods = {method.label: self._answers(method) for method in self.methods}
         teachers, alone, students, lines = {}, {}, {}, []
         for method in self.methods:
-            for row in teacher_rows(method, self.networks.registry, self.networks.macs):
-                teachers.setdefault((row["what"], row["model"], *row["runs"], row["last"]["mean"]), row)
+            for one in method.runs:
+                for key, row in teacher_rows(one, self.networks.registry, self.networks.macs):
+                    teachers.setdefault(key, row)
             if baselines := self._baselines(method):
                 names = tuple(one.run.name for one in baselines)
                 what = f"student alone{f' ({len(alone) + 1})' if alone and names not in alone else ''}"

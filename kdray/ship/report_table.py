@@ -7,11 +7,11 @@ from math import isfinite
 from pathlib import Path
 from statistics import mean, median, stdev
 
-from ..errors import ConfigError
+from ..errors import ConfigError, KdrayError
 from ..registry import Registry
 from ..run.folder import RunFolder
 from ..run.summary import teachers_of
-from .finished import Finished, Method
+from .finished import Finished
 
 
 def spread(values: list[float]) -> dict:
@@ -35,29 +35,24 @@ def student_row(role: str, what: str, runs: list[Finished], macs: dict[Path, int
     }
 
 
-def teacher_rows(method: Method, registry: Registry, macs: dict[Path, int]) -> Iterator[dict]:
-    """Each teacher once, though several seeds learnt from it."""
-    seen = set()
-    for one in method.runs:
-        for what, numbers in teachers_of(one.summary):
-            name = what.removeprefix("teacher ")
-            file = weights_of(one, name)
-            if (what, file) in seen:
-                continue
-            seen.add((what, file))
-            trained = run_of(file, registry)
-            yield {
-                "role": "teacher",
-                "what": what,
-                "model": numbers["model"],
-                "runs": [trained.run.name] if trained else [],
-                "parameters": numbers["parameters"],
-                **_of_file(file, macs),
-                "pictures_per_second": spread([_rate(trained)]) if trained else None,
-                "last": spread([numbers["top1"]]),
-                "best": None,
-                "best_by": None,
-            }
+def teacher_rows(one: Finished, registry: Registry, macs: dict[Path, int]) -> Iterator[tuple[tuple, dict]]:
+    """Of each teacher of a run what tells it from others, and its row."""
+    for what, numbers in teachers_of(one.summary):
+        file = weights_of(one, what.removeprefix("teacher "))
+        trained = run_of(file, registry)
+        row = {
+            "role": "teacher",
+            "what": what,
+            "model": numbers["model"],
+            "runs": [trained.run.name] if trained else [],
+            "parameters": numbers["parameters"],
+            **_of_file(file, macs),
+            "pictures_per_second": spread([_rate(trained)]) if trained else None,
+            "last": spread([numbers["top1"]]),
+            "best": None,
+            "best_by": None,
+        }
+        yield (what, numbers["model"], file), row
 
 
 def weights_of(one: Finished, name: str) -> Path | None:
@@ -76,7 +71,7 @@ def run_of(weights: Path | None, registry: Registry) -> Finished | None:
         return None
     try:
         return Finished.read(RunFolder(weights.parent), registry)
-    except ConfigError:
+    except KdrayError:
         return None
 
 
