@@ -267,7 +267,7 @@ def _softened(rows: list[dict], pictures: Tensor, names: list[str], temperatures
     most = said.max(axis=(0, 1, 3))
     for line, row, picture in zip(plots, rows, pictures):
         picture = picture[:3] if len(picture) >= 3 else picture[:1]
-        line[0].imshow(picture.permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+        line[0].imshow(picture.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
         line[0].set_title(names[row["label"]])
         line[0].axis("off")
         likely = np.argsort(row["probabilities"]["teacher"][0])[::-1][:LIKELY]
