@@ -17,6 +17,7 @@ from . import (
     plugins,
     precompute,
     predict,
+    report,
     resume,
     runs,
     schema,
@@ -46,6 +47,7 @@ app.command("tune")(tune.tune)
 app.command("resume")(resume.resume)
 app.command("stop")(stop.stop)
 app.command("evaluate")(evaluate.evaluate)
+app.command("report")(report.report)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("show")(show.show)

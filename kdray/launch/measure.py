@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.schema import Config, LossConfig, StudentConfig
+from ..data.build import Data
 from ..data.feed import Feed
 from ..data.normalize import Normalize
 from ..distiller import Distiller
@@ -49,9 +50,16 @@ def measure(
 
 
 def rebuild(
-    config: Config, registry: Registry, data_root: Path, weights: str, role: str, device: torch.device
+    config: Config,
+    registry: Registry,
+    data_root: Path,
+    weights: str,
+    role: str,
+    device: torch.device,
+    data: Data | None = None,
 ) -> Rebuilt:
-    """`weights` as the student of `config` or as its teacher of the name `role`, to be evaluated."""
+    """`weights` as the student of `config` or as its teacher of the name `role`, to be evaluated. data: where it has
+    been loaded already."""
     losses, teachers, network, own = config.losses, config.all_teachers, config.student, None
     if role != "student":
         if role not in teachers:
@@ -80,7 +88,7 @@ def rebuild(
             "losses": heads or {"ce": LossConfig()},
         }
     )
-    parts = build(alone, registry, data_root, {}, device)
+    parts = build(alone, registry, data_root, {}, device, data=data)
     student = parts.objective.deployed()
     load_weights(student, weights)
     student.eval()

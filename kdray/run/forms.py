@@ -37,6 +37,47 @@ class Environment(Form):
     plugins: list[Plugin]
 
 
+class Scores(Form):
+    top1: float
+
+
+class Best(Form):
+    epoch: int
+    split: str
+    test_top1: float
+
+
+class Alone(Form):
+    name: str
+    parameters: int
+
+
+class Teacher(Form):
+    model: str
+    parameters: int | None
+    top1: float
+
+
+class Summary(Form):
+    last: Scores
+    best: Best
+    parameters: int
+    teacher: Teacher | None = None
+    teachers: dict[str, Teacher] = {}
+    alone: Alone | None = None
+
+
+class Epoch(Form):
+    """A row of metrics.jsonl."""
+
+    epoch: int
+    loss: float
+    terms: dict[str, float]
+    test: Scores
+    validation: Scores | None = None
+    pictures_per_second: float
+
+
 class Failure(Form):
     rank: int
     type: str
