@@ -291,7 +291,11 @@ def read_json(path: Path, form: type[BaseModel] | None = None) -> dict | None:
 
 
 def write_json(path: Path, value: dict) -> None:
+    replace_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
     """A reader sees the old text or the new one, never a part."""
     part = path.with_name(f".writing-{path.name}")
-    part.write_text(json.dumps(value, indent=2) + "\n")
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)

@@ -214,10 +214,9 @@ def _agreement(method: dict, images: dict[str, Path], numbers: dict) -> str:
 
 
 def _correlation(method: dict, images: dict[str, Path], numbers: dict) -> str:
-    if "correlation" not in images:
-        return ""
-    return _figure(
-        images["correlation"],
+    return _figure_of(
+        images,
+        "correlation",
         "Differences of class correlations",
         "How differently teacher and student relate classes: the absolute difference of the correlation matrices of "
         "their logits over the test set, as in figure 2 of Tian et al. (2020). Lighter is closer to the teacher.",
@@ -225,10 +224,9 @@ def _correlation(method: dict, images: dict[str, Path], numbers: dict) -> str:
 
 
 def _softened(method: dict, images: dict[str, Path], numbers: dict) -> str:
-    if "softened" not in images:
-        return ""
-    return _figure(
-        images["softened"],
+    return _figure_of(
+        images,
+        "softened",
         "Softened outputs of single pictures",
         "What the teacher knows beside the answer: probabilities at several temperatures, for the first test pictures "
         "and for those of which teacher and student think most differently. Each picture has its class above it, "
@@ -251,6 +249,11 @@ def _table(head: list[str], rows: Iterable[list[str]], left: int = 1) -> str:
     return (
         f'<div class="wide"><table>\n<thead><tr>{cells("th", head)}</tr></thead>\n<tbody>{body}</tbody>\n</table></div>'
     )
+
+
+def _figure_of(images: dict[str, Path], kind: str, alt: str, caption: str) -> str:
+    """Nothing where that picture was left out."""
+    return _figure(images[kind], alt, caption) if kind in images else ""
 
 
 def _figure(file: Path, alt: str, caption: str) -> str:

@@ -105,8 +105,8 @@ def compare(network: nn.Module, runs: Runs, pictures: Tensor) -> float:
         ours, theirs = network(some), runs(some)
         if theirs.shape != ours.shape:
             raise RunFailed(f"what was written answers {tuple(theirs.shape)} where {tuple(ours.shape)} is right")
-        largest = max(largest, float((ours - theirs).abs().max()))
-        if largest > CLOSE * float(ours.abs().max()):
+        largest = max(float((ours - theirs).abs().max()), largest)  # in this order a nan stays one
+        if not largest <= CLOSE * float(ours.abs().max()):
             raise RunFailed(
                 f"what was written differs from the student by {largest:.2g} in a logit (largest "
                 f"{float(ours.abs().max()):.2g}): no file is left. Please report it, with `kdray doctor`'s output"

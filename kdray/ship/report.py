@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from ..data.build import Data
 from ..errors import ConfigError, KdrayError
 from ..registry import Registry
 from ..run import analysis, report_plots
-from ..run.folder import RunFolder
+from ..run.folder import RunFolder, replace_text
 from ..run.report_page import page
 from .finished import Finished, Method, methods_of
 from .networks import Networks
@@ -42,20 +41,13 @@ def report(runs: list[RunFolder], output: Path | None, registry: Registry, data_
     try:
         folder.mkdir(parents=True, exist_ok=True)
         numbers["pictures"] = report_plots.draw(numbers, made.shown, folder)
-        _put(folder / "report.json", json.dumps(numbers, allow_nan=False) + "\n")
-        _put(folder / "report.html", page(numbers, folder))
+        replace_text(folder / "report.json", json.dumps(numbers, allow_nan=False) + "\n")
+        replace_text(folder / "report.html", page(numbers, folder))
     except OSError as error:
         raise ConfigError(
             f"the report cannot be written to {folder}: {error.strerror or error}. Choose another folder with --output"
         ) from error
     return folder / "report.html", numbers["left_out"]
-
-
-def _put(file: Path, text: str) -> None:
-    """A reader sees the old text or the new one, never a part."""
-    part = file.with_name(f".writing-{file.name}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from kdray.config.project import find_project
 from kdray.data.published import digits
 from kdray.errors import ConfigError, RunFailed
 from kdray.ship import export as module
-from kdray.ship.export import export, student_of
+from kdray.ship.export import compare, export, student_of
 from kdray.ship.formats import FORMATS, read
 from kdray.ship.predict import files_of, predict
 from tests.conftest import Lab
@@ -99,6 +99,13 @@ def test_a_file_that_answers_otherwise_is_not_put_in_place(ship, tmp_path, monke
 
 def _spoiled(network, example, facts, file):
     FORMATS["torch.export"].write(torch.nn.Sequential(network, torch.nn.Threshold(0.0, 0.0)), example, facts, file)
+
+
+def test_logits_that_are_no_numbers_are_not_close():
+    network, pictures = torch.nn.Flatten(), torch.ones(64, 1, 2, 2)
+    assert compare(network, lambda x: network(x) + 1e-4, pictures) == pytest.approx(1e-4, rel=1e-2)
+    with pytest.raises(RunFailed, match="differs from the student by nan"):
+        compare(network, lambda x: network(x) * float("nan"), pictures)
 
 
 def test_a_head_of_a_loss_goes_along(home, ship, teacher_weights, tmp_path):
