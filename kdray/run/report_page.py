@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
+from .wording import count, large, number, share
+
 MISTAKES = 8
 """Pairs of classes that are listed."""
 STYLE = """
@@ -106,12 +108,12 @@ def _results(numbers: dict) -> str:
             row["what"],
             row["model"],
             str(len(row["runs"])) if row["role"] != "teacher" else "",
-            _spread(row["last"]),
-            _spread(row["best"]),
-            _count(row["parameters"]),
-            _large(row["macs"]),
+            share(row["last"]),
+            share(row["best"]),
+            count(row["parameters"]),
+            large(row["macs"]),
             f"{row['pictures_per_second']['mean']:,.0f}" if row["pictures_per_second"] else "–",
-            f"{_large(row['bytes'])}B" if row["bytes"] is not None else "–",
+            f"{large(row['bytes'])}B" if row["bytes"] is not None else "–",
         ]
         for row in numbers["table"]
     ]
@@ -175,9 +177,9 @@ def _calibration(method: dict, images: dict[str, Path], numbers: dict) -> str:
     rows = [
         [
             name,
-            _spread(one["before"]["ece"]),
-            _spread(one["after"]["ece"]),
-            _plain_spread(one["temperature"]),
+            share(one["before"]["ece"]),
+            share(one["after"]["ece"]),
+            number(one["temperature"]),
             one["fitted_on"],
             f"{one['pictures']:,}",
         ]
@@ -201,7 +203,7 @@ def _agreement(method: dict, images: dict[str, Path], numbers: dict) -> str:
     if not method.get("agreement"):
         return ""
     rows = [
-        [teacher, name, _spread(one["top1"]), _plain_spread(one["kl"], 3)]
+        [teacher, name, share(one["top1"]), number(one["kl"], 3)]
         for teacher, of in method["agreement"].items()
         for name, one in of.items()
     ]
@@ -262,30 +264,3 @@ def _figure(file: Path, alt: str, caption: str) -> str:
         f'<figure><img src="data:image/png;base64,{data}" alt="{escape(alt)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>\n"
     )
-
-
-def _spread(value: dict | None) -> str:
-    """A share: `87.12 ± 0.40 %`."""
-    if value is None:
-        return "–"
-    deviation = f" ± {100 * value['deviation']:.2f}" if value["deviation"] is not None else ""
-    return f"{100 * value['mean']:.2f}{deviation} %"
-
-
-def _plain_spread(value: dict, digits: int = 2) -> str:
-    deviation = f" ± {value['deviation']:.{digits}f}" if value["deviation"] is not None else ""
-    return f"{value['mean']:.{digits}f}{deviation}"
-
-
-def _count(value: int | None) -> str:
-    return f"{value:,}" if value is not None else "–"
-
-
-def _large(value: int | None) -> str:
-    """`12.3 M`"""
-    if value is None:
-        return "–"
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:,.1f} {name}"
-    return str(value)

@@ -21,7 +21,7 @@ from ..registry import Registry
 from ..run import analysis, report_plots
 from ..run.folder import RunFolder, replace_text
 from ..run.report_page import page
-from .finished import Finished, Method, methods_of
+from .finished import Finished, Method, methods_of, read_all
 from .networks import Networks
 from .report_answers import ALONE, SOFTENED, STUDENT, Asked, answers, softened
 from .report_table import curves, student_row, teacher_rows
@@ -32,10 +32,7 @@ def report(runs: list[RunFolder], output: Path | None, registry: Registry, data_
     was left out of it and why.
 
     Raises ConfigError for a run that is not finished, damaged, or named twice."""
-    twice = next((run.name for i, run in enumerate(runs) if run.path in [other.path for other in runs[:i]]), None)
-    if twice:
-        raise ConfigError(f"the run {twice} is named twice")
-    made = Report(methods_of([Finished.read(run, registry) for run in runs]), Networks(registry, data_root))
+    made = Report(methods_of(read_all(runs, registry)), Networks(registry, data_root))
     numbers = made.numbers()
     folder = output or runs[0].path / "report"
     try:
