@@ -179,18 +179,20 @@ def _calibration(method: dict, images: dict[str, Path], numbers: dict) -> str:
             name,
             share(one["before"]["ece"]),
             share(one["after"]["ece"]),
+            number(one["before"]["nll"], 3),
+            number(one["after"]["nll"], 3),
             number(one["temperature"]),
             one["fitted_on"],
             f"{one['pictures']:,}",
         ]
         for name, one in method["calibration"].items()
     ]
-    head = ["", "ECE", "ECE, scaled", "temperature", "fitted on", "pictures"]
+    head = ["", "ECE", "ECE, scaled", "NLL", "NLL, scaled", "temperature", "fitted on", "pictures"]
     said = (
         f"Expected calibration error (ECE, {numbers['bins']} bins, Guo et al. 2017): how far confidence is from the "
-        "share that is right. “Scaled”: logits divided by the temperature of the smallest cross-entropy on other "
-        "pictures than those that the errors are of. Where it was fitted on half of the test set, both errors are of "
-        "the other half."
+        "share that is right. NLL: negative log-likelihood, the mean cross-entropy in nats. “Scaled”: logits divided "
+        "by the temperature of the smallest cross-entropy on other pictures than those that the errors are of. Where "
+        "it was fitted on half of the test set, all errors are of the other half."
     )
     return f'{_table(head, rows)}\n<p class="soft">{escape(said)}</p>' + _figure(
         images["calibration"],

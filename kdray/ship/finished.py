@@ -62,14 +62,18 @@ class Finished:
         return RunFolder(self.run.path.parent / alone["name"]) if alone else None
 
     def teacher_weights(self, name: str) -> Path:
-        """Raises ConfigError where they are in no file that is there."""
-        section = self.config.all_teachers[name]
-        remembered = read_json(self.run.path / "teachers.json", Teachers) or {}
-        file = remembered.get(name, {}).get("checkpoint") if section.train else section.checkpoint
-        if file is None:
-            why = "teachers.json is damaged or absent" if section.train else f"they are the published {section.weights}"
-            raise ConfigError(f"no file of its weights is known: {why}")
-        return Path(file).expanduser()
+        return teacher_weights(self.run, self.config, name)
+
+
+def teacher_weights(run: RunFolder, config: Config, name: str) -> Path:
+    """The file of the weights of a run's teacher. Raises ConfigError where they are in no file that is known."""
+    section = config.all_teachers[name]
+    remembered = read_json(run.path / "teachers.json", Teachers) or {}
+    file = remembered.get(name, {}).get("checkpoint") if section.train else section.checkpoint
+    if file is None:
+        why = "teachers.json is damaged or absent" if section.train else f"they are the published {section.weights}"
+        raise ConfigError(f"no file of its weights is known: {why}")
+    return Path(file).expanduser()
 
 
 @dataclass(frozen=True)

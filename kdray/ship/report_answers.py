@@ -76,22 +76,26 @@ def per_class(asked: list[Asked], names: list[str]) -> dict:
 def calibration(pairs: list[tuple[Asked, Answers]]) -> dict:
     """Before and after a temperature is fitted, on pictures that it was not fitted on. A teacher is never fitted on the
     student's validation split, which its own training set may hold."""
-    temperatures, before, after = [], [], []
+    found = []
     for one, of in {id(of): (one, of) for one, of in pairs}.values():  # the teacher of several seeds counts once
-        logits, labels = of.test, one.labels
-        if of.validation is not None:
-            temperatures.append(analysis.best_temperature(of.validation, one.validation_labels))
-        else:
-            temperatures.append(analysis.best_temperature(logits[::2], labels[::2]))
-            logits, labels = logits[1::2], labels[1::2]
-        before.append(analysis.reliability(logits, labels))
-        after.append(analysis.reliability(logits, labels, temperatures[-1]))
+        held_out = None if of.validation is None else (of.validation, one.validation_labels)
+        found.append(analysis.calibrated(of.test, one.labels, held_out))
+    sides = {
+        "before": [(one.before, one.nll_before) for one in found],
+        "after": [(one.after, one.nll_after) for one in found],
+    }
     return {
         "fitted_on": "half of the test set" if pairs[0][1].validation is None else "the validation split",
-        "pictures": int(before[0].counts.sum()),
-        "temperature": spread(temperatures),
-        "before": {"ece": spread([one.ece for one in before]), "bins": pooled(before)},
-        "after": {"ece": spread([one.ece for one in after]), "bins": pooled(after)},
+        "pictures": int(found[0].before.counts.sum()),
+        "temperature": spread([one.temperature for one in found]),
+        **{
+            when: {
+                "ece": spread([reliability.ece for reliability, _ in of]),
+                "nll": spread([nll for _, nll in of]),
+                "bins": pooled([reliability for reliability, _ in of]),
+            }
+            for when, of in sides.items()
+        },
     }
 
 

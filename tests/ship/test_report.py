@@ -193,6 +193,8 @@ def test_the_numbers_of_the_answers(home, runs, numbers):
             for when, at in (("before", 1.0), ("after", of["temperature"]["values"][i])):
                 ece = analysis.reliability(one[1::2], those[1::2], at).ece
                 assert of[when]["ece"]["values"][i] == pytest.approx(ece, abs=1e-3)
+                nll = float(nn.functional.cross_entropy(one[1::2].double() / at, those[1::2]))
+                assert of[when]["nll"]["values"][i] == pytest.approx(nll, rel=1e-4)
     for row in method["softened"]:
         i = row["position"]
         assert row["label"] == labels[1][i]
