@@ -14,7 +14,8 @@ def report(
         Path | None, typer.Option("--output", "-o", help="The folder. [report/ in the first run's folder]")
     ] = None,
 ) -> None:
-    """Write a page about finished runs: results, learning curves, classes, calibration, agreement with the teacher.
+    """Write a page about finished runs: results, learning curves, classes, calibration, agreement with the teacher,
+    similarity of stages, maps of embeddings.
 
     Runs that differ by the seed alone are one method, with mean and deviation; `kd` stands for kd-seed0, kd-seed1 and
     so on, as `train --seeds` names them, where no run is called kd. The page holds its pictures and needs no

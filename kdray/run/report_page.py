@@ -62,6 +62,8 @@ def page(numbers: dict, folder: Path) -> str:
         "Calibration": of_each(_calibration),
         "Agreement with the teacher": of_each(_agreement),
         "Correlations between classes": of_each(_correlation),
+        "Stages": of_each(_stages),
+        "Embeddings": of_each(_embeddings),
         "Softened outputs": of_each(_softened),
     }
     there = {title: (title.split()[0].lower(), text) for title, text in sections.items() if text}
@@ -224,6 +226,32 @@ def _correlation(method: dict, images: dict[str, Path], numbers: dict) -> str:
         "Differences of class correlations",
         "How differently teacher and student relate classes: the absolute difference of the correlation matrices of "
         "their logits over the test set, as in figure 2 of Tian et al. (2020). Lighter is closer to the teacher.",
+    )
+
+
+def _stages(method: dict, images: dict[str, Path], numbers: dict) -> str:
+    seeds = ", the mean over the seeds" if len(method["runs"]) > 1 else ""
+    return _figure_of(
+        images,
+        "stages",
+        "Similarity of stages",
+        "How alike a stage of the teacher and one of the student arrange the same test pictures: linear CKA (Kornblith "
+        f"et al., 2019) with the unbiased HSIC (Song et al., 2012){seeds}, of up to {numbers['compared']} pictures. "
+        "1: the same up to rotation and scale. 0: as unrelated ones would. Stages are named after their layers, in "
+        f"order; maps are averaged to at most {numbers['side']}×{numbers['side']} places.",
+    )
+
+
+def _embeddings(method: dict, images: dict[str, Path], numbers: dict) -> str:
+    one_seed = f" Of seed {method['seeds'][-1]}." if len(method["runs"]) > 1 else ""
+    some = f" {len(set(method['map']['labels']))} of {len(method['classes'])} classes." if "map" in images else ""
+    return _figure_of(
+        images,
+        "map",
+        "Maps of embeddings",
+        "Where the classifier's input lies for test pictures, in two dimensions by t-SNE (van der Maaten and Hinton, "
+        f"2008): who is near whom means something, distances between groups, their sizes and the axes do not.{some}"
+        f"{one_seed}",
     )
 
 

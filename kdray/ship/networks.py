@@ -18,14 +18,16 @@ from ..launch.measure import Rebuilt, rebuild, this_device
 from ..registry import Registry
 from ..run.folder import RunFolder
 from .finished import Finished
+from .inside import Inside, look
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Logits (N, C) of the test set, and of the validation split where there is one."""
+    """Logits (N, C) of the test set, and of the validation split where there is one; and what lies before them."""
 
     test: Tensor
     validation: Tensor | None
+    inside: Inside
 
 
 def own_data(run: RunFolder, config: Config, registry: Registry, data_root: Path) -> Data:
@@ -78,7 +80,7 @@ class Networks:
         if key not in self.known:
             found = rebuild(config, self.registry, self.data_root, str(weights), role, self.device, data)
             test, held_out = (logits_of(found, split, weights) if split else None for split in (data.test, validation))
-            self.known[key] = Answers(test, held_out)
+            self.known[key] = Answers(test, held_out, look(found, data.test))
             self.macs[weights] = self._macs(found)
         return self.known[key]
 
