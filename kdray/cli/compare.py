@@ -55,7 +55,7 @@ def _show(found: dict) -> None:
 
     def table(title: str, rows: list[tuple[str, ...]], **style) -> None:
         shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        shown.add_column("")
+        shown.add_column("", no_wrap=True)
         for label in labels:
             shown.add_column(Text(label), overflow="fold", **style)
         for row in rows:

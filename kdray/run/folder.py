@@ -251,8 +251,8 @@ def _mtime(file: Path) -> float:
 def find_any(name: str, folder: Path) -> RunFolder:
     """A run or a search by its name in `folder`, or by its path. Raises ConfigError where there is none."""
     for path in (Path(name), folder / name):
-        if (run := RunFolder(path.resolve())).exists:
-            return run
+        if RunFolder(path).exists:
+            return RunFolder(path.resolve())
     known = [run["name"] for run in list_runs(folder)]
     raise ConfigError(f"no run '{name}' in {folder}.{did_you_mean(name, known)} `kdray list runs` shows them all.")
 

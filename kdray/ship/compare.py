@@ -101,14 +101,18 @@ def _seeds(method: Method) -> list[int]:
 
 def differences(a: Method, b: Method) -> list[dict]:
     """`key`, the dotted path of a leaf, with the value of the first side (`a`) and of the second (`b`), where they have
-    one. Names are left out, and seeds where a side has several."""
+    one, by section. Left out are names, seeds where a side has several, and empty values of what one side has alone."""
     left_out = {"name", "run.name", *(["seed"] if len(a.runs) > 1 or len(b.runs) > 1 else [])}
     of_a, of_b = (dict(_leaves(plain(method.runs[0].config))) for method in (a, b))
-    return [
-        {"key": key, **{side: of[key] for side, of in (("a", of_a), ("b", of_b)) if key in of}}
-        for key in dict.fromkeys([*of_a, *of_b])
-        if key not in left_out and (key not in of_a or key not in of_b or of_a[key] != of_b[key])
-    ]
+    keys = list(dict.fromkeys([*of_a, *of_b]))
+    sections = list(dict.fromkeys(key.split(".")[0] for key in keys))
+    rows = []
+    for key in sorted(keys, key=lambda key: sections.index(key.split(".")[0])):
+        values = {side: of[key] for side, of in (("a", of_a), ("b", of_b)) if key in of}
+        same = values["a"] == values["b"] if len(values) == 2 else next(iter(values.values())) in (None, {}, [])
+        if key not in left_out and not same:
+            rows.append({"key": key, **values})
+    return rows
 
 
 def _leaves(value, path: str = ""):
