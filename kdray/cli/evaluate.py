@@ -31,13 +31,25 @@ def evaluate(
     split: Annotated[
         Literal["test", "validation", "train"], typer.Option("--split", help="Which part of the data.")
     ] = "test",
+    corrupt: Annotated[
+        bool,
+        typer.Option(
+            "--corrupt", help="Also on pictures with noise, blur and the like, in five severities (35 more passes)."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the accuracy of a run's student, or of any file of weights. Every sample counts once.
+    """Measure a run's student, or any file of weights: accuracy, calibration, agreement with the run's teachers. Every
+    sample counts once.
+
+    Overrides may name other data than the run was trained on: the test set there is measured, in the classes that the
+    network knows, which are matched by name.
 
     Examples:
 
-        kdray evaluate quickstart --best
+        kdray evaluate quickstart --best --corrupt
+
+        kdray evaluate cifar-run data.name=folder data.path=pictures
 
         kdray evaluate resnet56.th --config configs/mine.yaml --as teacher
     """
@@ -45,11 +57,12 @@ def evaluate(
     from ..config.project import find_project
     from ..errors import ConfigError
     from ..launch.arithmetic import decided
-    from ..launch.measure import measure
     from ..registry import Registry
+    from ..run.console import Console
     from ..run.folder import find_run
+    from ..ship.evaluation import Evaluation, Subject
 
-    registry, project = Registry.default(), find_project()
+    registry, project, run = Registry.default(), find_project(), None
     if Path(what).is_file():
         if config is None:
             raise ConfigError(
@@ -67,15 +80,53 @@ def evaluate(
         run = find_run(what, project.runs)
         source, weights = run.config_file, run.weights(best)
     loaded = decided(load_config(source, overrides or [], registry=registry).config)
-    result = {
-        "weights": str(weights),
-        "split": split,
-        **measure(loaded, registry, project.data, str(weights), role, split),
-    }
+    before = load_config(source, registry=registry).config if run else None
+    evaluation = Evaluation(Subject(weights, loaded, role, run, before), registry, project.data)
+    result = evaluation(split, Console() if corrupt else None)
+    for note in result["notes"]:
+        typer.echo(note, err=True)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
-        typer.echo(
-            f"{result['top1']:.2%} top-1, {result['top5']:.2%} top-5, loss {result['loss']:.4f}: "
-            f"{result['samples']:,} samples of {split}"
+        _show(result)
+
+
+def _show(result: dict) -> None:
+    print(
+        f"{result['top1']:.2%} top-1, {result['top5']:.2%} top-5, loss {result['loss']:.4f}: "
+        f"{result['samples']:,} samples of {result['split']}"
+    )
+    if calibration := result.get("calibration"):
+        scaled = calibration["scaled"]
+        before, after = scaled["before"], scaled["after"]
+        print(f"ECE {calibration['ece']:.2%}, NLL {calibration['nll']:.4f}")
+        print(
+            f"  at temperature {scaled['temperature']:.2f}, fitted on {scaled['fitted_on']}: "
+            f"ECE {before['ece']:.2%} → {after['ece']:.2%}, NLL {before['nll']:.4f} → {after['nll']:.4f} "
+            f"of {scaled['samples']:,} others"
         )
+    for teacher, of in result.get("agreement", {}).items():
+        print(f"agreement with the {teacher}: {of['top1']:.2%} top-1, KL {of['kl']:.4f}")
+    if "corrupted" in result:
+        _show_corrupted(result)
+
+
+def _show_corrupted(result: dict) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..data.corruptions import SEVERITIES
+
+    by_name = result["corrupted"]["by_corruption"]
+    table = Table(
+        title="top-1 of corrupted pictures, by severity", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for head in ("", *map(str, SEVERITIES), "mean"):
+        table.add_column(head, justify="right" if head else "left")
+    for name, of in by_name.items():
+        table.add_row(name, *(f"{top1:.2%}" for top1 in (*of["top1"], of["mean"])))
+    of_severity = (sum(column) / len(by_name) for column in zip(*(of["top1"] for of in by_name.values())))
+    table.add_section()
+    table.add_row("mean", *(f"{top1:.2%}" for top1 in (*of_severity, result["corrupted"]["top1"])))
+    Console(highlight=False, soft_wrap=True).print(table)

@@ -10,6 +10,7 @@ import typer
 
 from . import (
     cache,
+    compare,
     doctor,
     evaluate,
     export,
@@ -48,6 +49,7 @@ app.command("resume")(resume.resume)
 app.command("stop")(stop.stop)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
+app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("show")(show.show)

@@ -88,7 +88,9 @@ def train(
 
 
 def _named(config, seed: int):
-    name = f"{config.run.name or config.name}-seed{seed}"
+    from ..run.folder import seed_name
+
+    name = seed_name(config.run.name or config.name, seed)
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
 
 

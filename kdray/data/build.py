@@ -74,20 +74,9 @@ class Data:
 def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
     """Raises ConfigError for missing and damaged files, labels and classes that do not fit, and impossible subsets."""
     spec = registry.get("datasets", config.name)
-    options = parse_options(spec.Options, config.options)
-    augment, evaluate = (pipeline(entries, registry, seed) for entries in (config.augment, config.evaluate))
-    for name, step in evaluate.steps:
-        if step.draws:
-            raise ConfigError(
-                f"data.evaluate: {name} is random, and pictures are evaluated as they are. It belongs in data.augment"
-            )
-    path = Path(config.path) if config.path else data_root / config.name
-    where = f"{config.name} at {path}"
-    with blaming(f"data: the data set {config.name} could not be loaded"):
-        train, test = (spec.load(options, path, split) for split in ("train", "test"))
-        for source, split in ((train, "training"), (test, "test")):
-            _check(source, f"{where}, {split} set")
-    _check_same_classes(train, test, where)
+    augment, evaluate = pipeline(config.augment, registry, seed), evaluation_pipeline(config, registry)
+    train, test = (load_source(config, split, registry, data_root) for split in ("train", "test"))
+    _check_same_classes(train, test, _where(config, data_root))
     chosen, held_out = _divide(train, config, seed)
     split = Split(train, chosen)
     if config.mix:
@@ -125,6 +114,36 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
     )
 
 
+def load_source(config: DataConfig, split: str, registry, data_root: Path) -> Source:
+    """The pictures of the split "train" or "test", all of them. Raises ConfigError as `load_data` does."""
+    spec = registry.get("datasets", config.name)
+    options = parse_options(spec.Options, config.options)
+    with blaming(f"data: the data set {config.name} could not be loaded"):
+        source = spec.load(options, _path(config, data_root), split)
+        name = "training" if split == "train" else split
+        _check(source, f"{_where(config, data_root)}, {name} set")
+    return source
+
+
+def _path(config: DataConfig, data_root: Path) -> Path:
+    return Path(config.path) if config.path else data_root / config.name
+
+
+def _where(config: DataConfig, data_root: Path) -> str:
+    return f"{config.name} at {_path(config, data_root)}"
+
+
+def evaluation_pipeline(config: DataConfig, registry) -> Pipeline:
+    """What is done to pictures at evaluation. Raises ConfigError where it is random."""
+    found = pipeline(config.evaluate, registry, seed=0)
+    for name, step in found.steps:
+        if step.draws:
+            raise ConfigError(
+                f"data.evaluate: {name} is random, and pictures are evaluated as they are. It belongs in data.augment"
+            )
+    return found
+
+
 def pipeline(entries: list, registry, seed: int) -> Pipeline:
     """The augmentations that a config lists."""
     steps = []
@@ -160,7 +179,7 @@ def _check_same_classes(train: Source, test: Source, where: str) -> None:
     if train.class_names == test.class_names:
         return
     alone = [[name for name in a.class_names if name not in b.class_names] for a, b in ((train, test), (test, train))]
-    sides = [f"{_few(names)} only in the {split} set" for names, split in zip(alone, ("training", "test")) if names]
+    sides = [f"{few(names)} only in the {split} set" for names, split in zip(alone, ("training", "test")) if names]
     raise ConfigError(
         f"{where}: training and test set have other classes: {' and '.join(sides) or 'their order differs'}"
     )
@@ -214,5 +233,5 @@ def _statistics(train: Source, threads: int) -> tuple[tuple[float, ...], tuple[f
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")

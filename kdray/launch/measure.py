@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.schema import Config, LossConfig, StudentConfig
-from ..data.build import Data
+from ..data.build import Data, Split
 from ..data.feed import Feed
 from ..data.normalize import Normalize
 from ..distiller import Distiller
@@ -28,6 +28,8 @@ class Rebuilt:
     network: nn.Module
     normalize: Normalize
     parts: Parts
+    threads: int
+    """That decode pictures."""
 
     def logits(self, pictures: Tensor) -> Tensor:
         """Of uint8 pictures (B, C, H, W), in the config's arithmetic."""
@@ -39,14 +41,26 @@ def measure(
     config: Config, registry: Registry, data_root: Path, weights: str, role: str, split: str
 ) -> dict[str, float]:
     """top1, top5, loss, samples of `weights` as the student of `config` or as its teacher of the name `role`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = rebuild(config, registry, data_root, weights, role, device)
-    data = found.parts.data
-    if (chosen := getattr(data, split)) is None:
+    found = rebuild(config, registry, data_root, weights, role, this_device())
+    return accuracy(found, chosen(found.parts.data, split))
+
+
+def this_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def chosen(data: Data, split: str) -> Split:
+    """The split of that name. Raises ConfigError where there is none."""
+    if (found := getattr(data, split)) is None:
         raise ConfigError("this config holds no validation split out: set data.validation")
-    feed = Feed(chosen, data.evaluate, config.data.threads, device)
-    with torch.no_grad():
-        return evaluate(found.logits, chosen, feed, Context(device=device))
+    return found
+
+
+@torch.no_grad()
+def accuracy(found: Rebuilt, split: Split) -> dict[str, float]:
+    """The same of a network at hand. Its answers are not kept, however many there are."""
+    feed = Feed(split, found.parts.data.evaluate, found.threads, found.parts.device)
+    return evaluate(found.logits, split, feed, Context(device=found.parts.device))
 
 
 def rebuild(
@@ -92,7 +106,7 @@ def rebuild(
     student = parts.objective.deployed()
     load_weights(student, weights)
     student.eval()
-    return Rebuilt(student, Normalize(own.mean, own.std) if own else parts.normalize, parts)
+    return Rebuilt(student, Normalize(own.mean, own.std) if own else parts.normalize, parts, config.data.threads)
 
 
 def _teachers_of(loss: LossConfig, cls: type[Distiller], teachers: dict) -> set[str]:

@@ -30,6 +30,17 @@ class Reliability(NamedTuple):
         return float((self.counts * gaps).sum() / self.counts.sum().clamp(min=1))
 
 
+def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """top1 and top5 (shares), loss (mean cross-entropy) and samples, as an epoch's evaluation has them."""
+    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return {
+        "top1": float(hits[:, 0].double().mean()),
+        "top5": float(hits.any(1).double().mean()),
+        "loss": nll(logits, labels),
+        "samples": len(labels),
+    }
+
+
 def confusion(logits: Tensor, labels: Tensor) -> Tensor:
     """Counts (C, C): of row's pictures, how many were taken for column."""
     classes = logits.shape[1]
@@ -66,6 +77,32 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
         options={"xatol": 1e-4},
     )
     return math.exp(found.x)
+
+
+def nll(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
+    """Negative log-likelihood: the mean cross-entropy, in nats; 0, as the ECE, of no pictures."""
+    return float(F.cross_entropy(logits.double() / temperature, labels, reduction="sum")) / max(len(labels), 1)
+
+
+class Calibration(NamedTuple):
+    """`before` and `after` the logits are divided by the temperature, of the same pictures."""
+
+    temperature: float
+    before: Reliability
+    after: Reliability
+    nll_before: float
+    nll_after: float
+
+
+def calibrated(logits: Tensor, labels: Tensor, held_out: tuple[Tensor, Tensor] | None) -> Calibration:
+    """The temperature is fitted on other pictures than those that the errors are of: on `held_out` (logits, labels), or
+    on every second one, and the errors are then of the rest."""
+    if held_out is None:
+        held_out = logits[::2], labels[::2]
+        logits, labels = logits[1::2], labels[1::2]
+    temperature = best_temperature(*held_out)
+    reliabilities = (reliability(logits, labels, at) for at in (1.0, temperature))
+    return Calibration(temperature, *reliabilities, *(nll(logits, labels, at) for at in (1.0, temperature)))
 
 
 def agreement(a: Tensor, b: Tensor) -> float:

@@ -10,9 +10,11 @@ summary.json       the results                                 MODEL_CARD.md
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import time
@@ -74,6 +76,11 @@ class RunFolder:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run or a search."""
+        return (self.path / "status.json").exists() or self.is_search
 
     @property
     def config_file(self) -> Path:
@@ -244,7 +251,7 @@ def _mtime(file: Path) -> float:
 def find_any(name: str, folder: Path) -> RunFolder:
     """A run or a search by its name in `folder`, or by its path. Raises ConfigError where there is none."""
     for path in (Path(name), folder / name):
-        if (path / "status.json").exists() or (path / "tune.yaml").exists():
+        if RunFolder(path).exists:
             return RunFolder(path.resolve())
     known = [run["name"] for run in list_runs(folder)]
     raise ConfigError(f"no run '{name}' in {folder}.{did_you_mean(name, known)} `kdray list runs` shows them all.")
@@ -256,6 +263,29 @@ def find_run(name: str, folder: Path) -> RunFolder:
     if found.is_search:
         raise ConfigError(f"{found.name} is a search, not a run: `{found.how_to_resume}` goes on with it")
     return found
+
+
+def seed_name(name: str, seed: int) -> str:
+    """Of the run of one seed, where `train --seeds` makes several."""
+    return f"{name}-seed{seed}"
+
+
+def without_seed(name: str) -> str:
+    """The name that was given, of a run's that `seed_name` has made."""
+    return re.sub(r"-seed-?\d+$", "", name)
+
+
+def find_seeds(name: str, folder: Path) -> list[RunFolder]:
+    """As `find_run`, and where there is no run of that name, those that `train --seeds` has made of it, by seed."""
+    for path in (Path(name), folder / name):
+        if RunFolder(path).exists:
+            break
+        parts = path.parent.glob(f"{glob.escape(path.name)}-seed*") if path.parent.is_dir() and path.name else ()
+        seeds = [part for part in parts if without_seed(part.name) == path.name and RunFolder(part).exists]
+        if seeds:
+            by_seed = sorted(seeds, key=lambda part: int(part.name.removeprefix(f"{path.name}-seed")))
+            return [find_run(str(part), folder) for part in by_seed]
+    return [find_run(name, folder)]
 
 
 def environment(plugins: list[dict]) -> dict:

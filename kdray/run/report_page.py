@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
+from .wording import count, large, number, share
+
 MISTAKES = 8
 """Pairs of classes that are listed."""
 STYLE = """
@@ -60,6 +62,8 @@ def page(numbers: dict, folder: Path) -> str:
         "Calibration": of_each(_calibration),
         "Agreement with the teacher": of_each(_agreement),
         "Correlations between classes": of_each(_correlation),
+        "Stages": of_each(_stages),
+        "Embeddings": of_each(_embeddings),
         "Softened outputs": of_each(_softened),
     }
     there = {title: (title.split()[0].lower(), text) for title, text in sections.items() if text}
@@ -106,12 +110,12 @@ def _results(numbers: dict) -> str:
             row["what"],
             row["model"],
             str(len(row["runs"])) if row["role"] != "teacher" else "",
-            _spread(row["last"]),
-            _spread(row["best"]),
-            _count(row["parameters"]),
-            _large(row["macs"]),
+            share(row["last"]),
+            share(row["best"]),
+            count(row["parameters"]),
+            large(row["macs"]),
             f"{row['pictures_per_second']['mean']:,.0f}" if row["pictures_per_second"] else "–",
-            f"{_large(row['bytes'])}B" if row["bytes"] is not None else "–",
+            f"{large(row['bytes'])}B" if row["bytes"] is not None else "–",
         ]
         for row in numbers["table"]
     ]
@@ -175,20 +179,22 @@ def _calibration(method: dict, images: dict[str, Path], numbers: dict) -> str:
     rows = [
         [
             name,
-            _spread(one["before"]["ece"]),
-            _spread(one["after"]["ece"]),
-            _plain_spread(one["temperature"]),
+            share(one["before"]["ece"]),
+            share(one["after"]["ece"]),
+            number(one["before"]["nll"], 3),
+            number(one["after"]["nll"], 3),
+            number(one["temperature"]),
             one["fitted_on"],
             f"{one['pictures']:,}",
         ]
         for name, one in method["calibration"].items()
     ]
-    head = ["", "ECE", "ECE, scaled", "temperature", "fitted on", "pictures"]
+    head = ["", "ECE", "ECE, scaled", "NLL", "NLL, scaled", "temperature", "fitted on", "pictures"]
     said = (
         f"Expected calibration error (ECE, {numbers['bins']} bins, Guo et al. 2017): how far confidence is from the "
-        "share that is right. “Scaled”: logits divided by the temperature of the smallest cross-entropy on other "
-        "pictures than those that the errors are of. Where it was fitted on half of the test set, both errors are of "
-        "the other half."
+        "share that is right. NLL: negative log-likelihood, the mean cross-entropy in nats. “Scaled”: logits divided "
+        "by the temperature of the smallest cross-entropy on other pictures than those that the errors are of. Where "
+        "it was fitted on half of the test set, all errors are of the other half."
     )
     return f'{_table(head, rows)}\n<p class="soft">{escape(said)}</p>' + _figure(
         images["calibration"],
@@ -201,7 +207,7 @@ def _agreement(method: dict, images: dict[str, Path], numbers: dict) -> str:
     if not method.get("agreement"):
         return ""
     rows = [
-        [teacher, name, _spread(one["top1"]), _plain_spread(one["kl"], 3)]
+        [teacher, name, share(one["top1"]), number(one["kl"], 3)]
         for teacher, of in method["agreement"].items()
         for name, one in of.items()
     ]
@@ -220,6 +226,32 @@ def _correlation(method: dict, images: dict[str, Path], numbers: dict) -> str:
         "Differences of class correlations",
         "How differently teacher and student relate classes: the absolute difference of the correlation matrices of "
         "their logits over the test set, as in figure 2 of Tian et al. (2020). Lighter is closer to the teacher.",
+    )
+
+
+def _stages(method: dict, images: dict[str, Path], numbers: dict) -> str:
+    seeds = ", the mean over the seeds" if len(method["runs"]) > 1 else ""
+    return _figure_of(
+        images,
+        "stages",
+        "Similarity of stages",
+        "How alike a stage of the teacher and one of the student arrange the same test pictures: linear CKA (Kornblith "
+        f"et al., 2019) with the unbiased HSIC (Song et al., 2012){seeds}, of up to {numbers['compared']} pictures. "
+        "1: the same up to rotation and scale. 0: as unrelated ones would. Stages are named after their layers, in "
+        f"order; maps are averaged to at most {numbers['side']}×{numbers['side']} places.",
+    )
+
+
+def _embeddings(method: dict, images: dict[str, Path], numbers: dict) -> str:
+    one_seed = f" Of seed {method['seeds'][-1]}." if len(method["runs"]) > 1 else ""
+    some = f" {len(set(method['map']['labels']))} of {len(method['classes'])} classes." if "map" in images else ""
+    return _figure_of(
+        images,
+        "map",
+        "Maps of embeddings",
+        "Where the classifier's input lies for test pictures, in two dimensions by t-SNE (van der Maaten and Hinton, "
+        f"2008): who is near whom means something, distances between groups, their sizes and the axes do not.{some}"
+        f"{one_seed}",
     )
 
 
@@ -262,30 +294,3 @@ def _figure(file: Path, alt: str, caption: str) -> str:
         f'<figure><img src="data:image/png;base64,{data}" alt="{escape(alt)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>\n"
     )
-
-
-def _spread(value: dict | None) -> str:
-    """A share: `87.12 ± 0.40 %`."""
-    if value is None:
-        return "–"
-    deviation = f" ± {100 * value['deviation']:.2f}" if value["deviation"] is not None else ""
-    return f"{100 * value['mean']:.2f}{deviation} %"
-
-
-def _plain_spread(value: dict, digits: int = 2) -> str:
-    deviation = f" ± {value['deviation']:.{digits}f}" if value["deviation"] is not None else ""
-    return f"{value['mean']:.{digits}f}{deviation}"
-
-
-def _count(value: int | None) -> str:
-    return f"{value:,}" if value is not None else "–"
-
-
-def _large(value: int | None) -> str:
-    """`12.3 M`"""
-    if value is None:
-        return "–"
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:,.1f} {name}"
-    return str(value)

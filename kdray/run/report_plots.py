@@ -5,6 +5,8 @@ accuracy.png, terms.png      learning curves of all rows
 1-NAME-confusion.png         what pictures of each class were taken for
 1-NAME-calibration.png       accuracy by confidence
 1-NAME-correlation.png       difference of the correlations between classes, teacher and student
+1-NAME-stages.png            how alike stages of teacher and student are
+1-NAME-map.png               embeddings in two dimensions
 1-NAME-softened.png          outputs for single pictures at several temperatures
 """
 
@@ -72,6 +74,10 @@ def _of_method(method: dict, numbers: dict, pictures: Tensor | None) -> dict[str
     found["calibration"] = _calibration(method["calibration"])
     if method["correlation"]:
         found["correlation"] = _correlation(method["correlation"], names)
+    if any(method["stages"]["cka"].values()):
+        found["stages"] = _stages(method["stages"])
+    if method["map"]["places"]:
+        found["map"] = _map(method["map"], names)
     if pictures is not None:
         found["softened"] = _softened(method["softened"], pictures, names, numbers["temperatures"])
     return found
@@ -83,6 +89,11 @@ def _percent(share: float, _: int) -> str:
 
 def _short(name: str, most: int = 18) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _end(layer: str, most: int = 14) -> str:
+    """Layers of one network begin alike."""
+    return layer if len(layer) <= most else "…" + layer[1 - most :]
 
 
 # -- learning curves ---------------------------------------------------------------------------------------------------
@@ -194,12 +205,15 @@ def _confusion(counts: np.ndarray, names: list[str]) -> Figure:
 
 
 def _class_axes(plot, names: list[str]) -> None:
-    for side in plot.spines.values():
-        side.set_visible(False)
-    if len(names) <= NAMED:
-        upright = max(map(len, names)) > 3
-        plot.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=8)
-        plot.set_yticks(range(len(names)), names, fontsize=8)
+    named = names if len(names) <= NAMED else []
+    _named_axes(plot, named, named)
+
+
+def _named_axes(plot, across: list[str], up: list[str]) -> None:
+    upright = max(map(len, across), default=0) > 3
+    plot.set_xticks(range(len(across)), across, rotation=90 if upright else 0, fontsize=8)
+    plot.set_yticks(range(len(up)), up, fontsize=8)
+    plot.spines[:].set_visible(False)
     plot.tick_params(length=0)
 
 
@@ -254,6 +268,50 @@ def _correlation(correlation: dict, names: list[str]) -> Figure:
             _class_axes(plot, names)
             plot.set_title(f"{teacher} and {name}: {values.mean():.3f} on average")
     figure.colorbar(image, ax=plots, shrink=0.7, label="|difference of the correlations|")
+    return figure
+
+
+def _stages(stages: dict) -> Figure:
+    """A row a teacher: the student alone, where there is one, and the student. Deep stages are above, to the right."""
+    panels = [
+        [(teacher, name, np.array(of[name], dtype=float)) for name in sorted(of, reverse=True)]
+        for teacher, of in stages["cka"].items()
+        if of
+    ]
+    rows, columns = len(panels), max(map(len, panels))
+    figure = Figure(figsize=(8 if columns > 1 else 4.8, 0.3 + 3.7 * rows), layout="constrained")
+    plots = figure.subplots(rows, columns, squeeze=False)
+    for row, of in zip(plots, panels):
+        for plot, (teacher, name, values) in zip(row, of):
+            image = plot.imshow(values, cmap="Blues", vmin=0, vmax=1, origin="lower")
+            if max(values.shape) <= WRITTEN:
+                for (i, j), value in np.ndenumerate(values):
+                    colour = "white" if value > 0.55 else "black"
+                    plot.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=colour)
+            across, up = ([_end(layer) for layer in stages["layers"][one]] for one in (name, teacher))
+            _named_axes(plot, across, up)
+            plot.set(xlabel=name, ylabel=teacher)
+    figure.colorbar(image, ax=plots, shrink=0.7, label="CKA")
+    return figure
+
+
+def _map(embeddings: dict, names: list[str]) -> Figure:
+    """A panel a network, a colour a class."""
+    places, labels = embeddings["places"], np.array(embeddings["labels"])
+    columns = 2 if len(places) == 4 else min(3, len(places))
+    rows = ceil(len(places) / columns)
+    figure = Figure(figsize=(8 if columns > 1 else 4.8, 0.6 + (8.4 / max(columns, 2)) * rows), layout="constrained")
+    for i, (name, of) in enumerate(places.items(), 1):
+        plot = figure.add_subplot(rows, columns, i)
+        of = np.array(of)
+        for colour, label in enumerate(np.unique(labels)):
+            x, y = of[labels == label].T
+            plot.scatter(x, y, s=9, color=matplotlib.colormaps["tab10"](colour), linewidth=0, label=names[label])
+        plot.set(title=name, xticks=[], yticks=[], box_aspect=1)
+        plot.spines[:].set(visible=True, color="#d5d8de")
+    handles, said = plot.get_legend_handles_labels()
+    across = 5 if max(map(len, said)) <= 10 else 3
+    figure.legend(handles, said, loc="outside lower center", ncols=across, frameon=False, markerscale=2)
     return figure
 
 

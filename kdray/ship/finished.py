@@ -12,7 +12,7 @@ from ..config.load import digest, load_config
 from ..config.schema import Config
 from ..errors import ConfigError
 from ..registry import Registry
-from ..run.folder import RunFolder, read_json
+from ..run.folder import RunFolder, read_json, without_seed
 from ..run.forms import Epoch, Summary, Teachers
 
 
@@ -30,7 +30,7 @@ class Finished:
         """Raises ConfigError for a run that is not finished, or of which a file is damaged."""
         if not run.finished:
             raise ConfigError(
-                f"{run.name} is not finished (its state: {run.state}), and a report is of finished runs: "
+                f"{run.name} is not finished (its state: {run.state}), and what a run came to is known at its end: "
                 f"`{run.how_to_resume}` goes on with it"
             )
         summary = read_json(run.path / "summary.json")
@@ -62,14 +62,18 @@ class Finished:
         return RunFolder(self.run.path.parent / alone["name"]) if alone else None
 
     def teacher_weights(self, name: str) -> Path:
-        """Raises ConfigError where they are in no file that is there."""
-        section = self.config.all_teachers[name]
-        remembered = read_json(self.run.path / "teachers.json", Teachers) or {}
-        file = remembered.get(name, {}).get("checkpoint") if section.train else section.checkpoint
-        if file is None:
-            why = "teachers.json is damaged or absent" if section.train else f"they are the published {section.weights}"
-            raise ConfigError(f"no file of its weights is known: {why}")
-        return Path(file).expanduser()
+        return teacher_weights(self.run, self.config, name)
+
+
+def teacher_weights(run: RunFolder, config: Config, name: str) -> Path:
+    """The file of the weights of a run's teacher. Raises ConfigError where they are in no file that is known."""
+    section = config.all_teachers[name]
+    remembered = read_json(run.path / "teachers.json", Teachers) or {}
+    file = remembered.get(name, {}).get("checkpoint") if section.train else section.checkpoint
+    if file is None:
+        why = "teachers.json is damaged or absent" if section.train else f"they are the published {section.weights}"
+        raise ConfigError(f"no file of its weights is known: {why}")
+    return Path(file).expanduser()
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,14 @@ class Method:
     runs: list[Finished]
 
 
+def read_all(runs: list[RunFolder], registry: Registry) -> list[Finished]:
+    """Raises ConfigError for a run that is not finished, damaged, or named twice."""
+    twice = next((run.name for i, run in enumerate(runs) if run.path in [other.path for other in runs[:i]]), None)
+    if twice:
+        raise ConfigError(f"the run {twice} is named twice")
+    return [Finished.read(run, registry) for run in runs]
+
+
 def methods_of(runs: Iterable[Finished]) -> list[Method]:
     """Grouped by recipe, in the order of their first runs, each with a label of its own."""
     groups: dict[tuple, list[Finished]] = {}
@@ -87,7 +99,9 @@ def methods_of(runs: Iterable[Finished]) -> list[Method]:
         groups.setdefault(one.recipe, []).append(one)
     methods: dict[str, Method] = {}
     for group in groups.values():
-        name = label = group[0].config.name if len(group) > 1 else group[0].run.name
+        names = {without_seed(one.run.name) for one in group}
+        common = names.pop() if len(names) == 1 else group[0].config.name
+        name = label = common if len(group) > 1 else group[0].run.name
         number = 1
         while label in methods:
             number += 1

@@ -14,17 +14,42 @@ from ..data.build import Data, Split, load_data
 from ..data.feed import Feed
 from ..engine.evaluate import BATCH, BATCH_ON_GPU
 from ..errors import ConfigError
-from ..launch.measure import Rebuilt, rebuild
+from ..launch.measure import Rebuilt, rebuild, this_device
 from ..registry import Registry
+from ..run.folder import RunFolder
 from .finished import Finished
+from .inside import Inside, look
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Logits (N, C) of the test set, and of the validation split where there is one."""
+    """Logits (N, C) of the test set, and of the validation split where there is one; and what lies before them."""
 
     test: Tensor
     validation: Tensor | None
+    inside: Inside
+
+
+def own_data(run: RunFolder, config: Config, registry: Registry, data_root: Path) -> Data:
+    """The data of a run. Raises ConfigError where they cannot be had, or are others."""
+    # Streamed: of the training pictures hardly any is looked at.
+    section = config.data.model_copy(update={"in_memory": False})
+    data = load_data(section, config.seed, registry, data_root)
+    if data.fingerprint() != run.data:
+        raise ConfigError("the pictures are others than those that the run began with")
+    return data
+
+
+@torch.no_grad()
+def logits_of(found: Rebuilt, split: Split, weights: Path) -> Tensor:
+    """(N, C), fp32 on the CPU. Raises ConfigError where they are no numbers; weights: the file that is then named."""
+    device = found.parts.device
+    feed = Feed(split, found.parts.data.evaluate, found.threads, device)
+    positions = torch.arange(len(split)).split(BATCH_ON_GPU if device.type == "cuda" else BATCH)
+    logits = torch.cat([found.logits(pictures).float().cpu() for pictures in feed.batches(positions, view=0)])
+    if not logits.isfinite().all():
+        raise ConfigError(f"{weights}: some logits of this network are no finite numbers")
+    return logits
 
 
 @dataclass
@@ -38,16 +63,11 @@ class Networks:
     """By file of weights: multiply-accumulates that one picture takes."""
 
     def __post_init__(self):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = this_device()
 
     def data(self, of: Finished) -> Data:
         """The data of a run. Raises ConfigError where they cannot be had, or are others."""
-        # Streamed: of the training pictures hardly any is looked at.
-        section = of.config.data.model_copy(update={"in_memory": False})
-        data = load_data(section, of.config.seed, self.registry, self.data_root)
-        if data.fingerprint() != of.run.data:
-            raise ConfigError("the pictures are others than those that the run began with")
-        return data
+        return own_data(of.run, of.config, self.registry, self.data_root)
 
     def ask(self, of: Finished, weights: Path, role: str, data: Data) -> Answers:
         """role: "student", or the name of a teacher, which is not asked about the validation split. Raises ConfigError
@@ -59,21 +79,10 @@ class Networks:
         key = (weights.absolute(), *read, config.engine.precision, validation and config.seed)
         if key not in self.known:
             found = rebuild(config, self.registry, self.data_root, str(weights), role, self.device, data)
-            test, held_out = (self._logits(found, split, config, weights) for split in (data.test, validation))
-            self.known[key] = Answers(test, held_out)
+            test, held_out = (logits_of(found, split, weights) if split else None for split in (data.test, validation))
+            self.known[key] = Answers(test, held_out, look(found, data.test))
             self.macs[weights] = self._macs(found)
         return self.known[key]
-
-    @torch.no_grad()
-    def _logits(self, found: Rebuilt, split: Split | None, config: Config, weights: Path) -> Tensor | None:
-        if split is None:
-            return None
-        feed = Feed(split, found.parts.data.evaluate, config.data.threads, self.device)
-        positions = torch.arange(len(split)).split(BATCH_ON_GPU if self.device.type == "cuda" else BATCH)
-        logits = torch.cat([found.logits(pictures).float().cpu() for pictures in feed.batches(positions, view=0)])
-        if not logits.isfinite().all():
-            raise ConfigError(f"{weights}: some logits of this network are no finite numbers")
-        return logits
 
     @torch.no_grad()
     def _macs(self, found: Rebuilt) -> int:

@@ -21,7 +21,8 @@ from ..registry import Registry
 from ..run import analysis, report_plots
 from ..run.folder import RunFolder, replace_text
 from ..run.report_page import page
-from .finished import Finished, Method, methods_of
+from .finished import Finished, Method, methods_of, read_all
+from .inside import COMPARED, SIDE
 from .networks import Networks
 from .report_answers import ALONE, SOFTENED, STUDENT, Asked, answers, softened
 from .report_table import curves, student_row, teacher_rows
@@ -32,10 +33,7 @@ def report(runs: list[RunFolder], output: Path | None, registry: Registry, data_
     was left out of it and why.
 
     Raises ConfigError for a run that is not finished, damaged, or named twice."""
-    twice = next((run.name for i, run in enumerate(runs) if run.path in [other.path for other in runs[:i]]), None)
-    if twice:
-        raise ConfigError(f"the run {twice} is named twice")
-    made = Report(methods_of([Finished.read(run, registry) for run in runs]), Networks(registry, data_root))
+    made = Report(methods_of(read_all(runs, registry)), Networks(registry, data_root))
     numbers = made.numbers()
     folder = output or runs[0].path / "report"
     try:
@@ -82,6 +80,8 @@ class Report:
             "made": time.strftime("%Y-%m-%d %H:%M"),
             "bins": analysis.BINS,
             "temperatures": SOFTENED,
+            "compared": COMPARED,
+            "side": SIDE,
             "table": [*teachers.values(), *alone.values(), *students.values()],
             "curves": lines,
             "methods": methods,
@@ -131,10 +131,16 @@ class Report:
                 students[ALONE] = self.networks.ask(alone, alone.run.weights(), "student", data)
         teachers, of = {}, one.config.all_teachers
         if not of:
-            self.left_out.append(f"{method.label}: agreement, correlation, softened outputs: it has no teacher")
+            self.left_out.append(
+                f"{method.label}: agreement, correlation, similarity of stages, softened outputs: it has no teacher"
+            )
         for name in of:
             heading = "teacher" if one.config.teacher else f"teacher {name}"
-            with self._unless(method, f"agreement, correlation, softened outputs, calibration of {heading}"):
+            with self._unless(method, f"all that shows {heading} or compares with it"):
                 teachers[heading] = self.networks.ask(one, one.teacher_weights(name), name, data)
+        for name, of_network in (students | teachers).items():
+            self.left_out += [
+                f"{method.label}: {what}: {name}: {why}" for what, why in of_network.inside.missing.items()
+            ]
         held_out = data.validation.labels if data.validation else None
         return Asked(data.test.labels, held_out, students, teachers)

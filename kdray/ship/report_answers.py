@@ -10,6 +10,8 @@ from torch import Tensor
 from ..data.build import Data
 from ..data.feed import Feed
 from ..run import analysis
+from ..run.cka import cka
+from .inside import mapped
 from .networks import Answers
 from .report_table import spread
 
@@ -51,6 +53,8 @@ def answers(asked: list[Asked]) -> dict:
         "correlation": {
             teacher: {name: correlation(some) for name, some in of.items()} for teacher, of in pairs.items()
         },
+        "stages": stages(asked, teachers, students),
+        "map": embedding_map(asked[-1], [*teachers, *reversed(students)]),
     }
 
 
@@ -76,22 +80,26 @@ def per_class(asked: list[Asked], names: list[str]) -> dict:
 def calibration(pairs: list[tuple[Asked, Answers]]) -> dict:
     """Before and after a temperature is fitted, on pictures that it was not fitted on. A teacher is never fitted on the
     student's validation split, which its own training set may hold."""
-    temperatures, before, after = [], [], []
+    found = []
     for one, of in {id(of): (one, of) for one, of in pairs}.values():  # the teacher of several seeds counts once
-        logits, labels = of.test, one.labels
-        if of.validation is not None:
-            temperatures.append(analysis.best_temperature(of.validation, one.validation_labels))
-        else:
-            temperatures.append(analysis.best_temperature(logits[::2], labels[::2]))
-            logits, labels = logits[1::2], labels[1::2]
-        before.append(analysis.reliability(logits, labels))
-        after.append(analysis.reliability(logits, labels, temperatures[-1]))
+        held_out = None if of.validation is None else (of.validation, one.validation_labels)
+        found.append(analysis.calibrated(of.test, one.labels, held_out))
+    sides = {
+        "before": [(one.before, one.nll_before) for one in found],
+        "after": [(one.after, one.nll_after) for one in found],
+    }
     return {
         "fitted_on": "half of the test set" if pairs[0][1].validation is None else "the validation split",
-        "pictures": int(before[0].counts.sum()),
-        "temperature": spread(temperatures),
-        "before": {"ece": spread([one.ece for one in before]), "bins": pooled(before)},
-        "after": {"ece": spread([one.ece for one in after]), "bins": pooled(after)},
+        "pictures": int(found[0].before.counts.sum()),
+        "temperature": spread([one.temperature for one in found]),
+        **{
+            when: {
+                "ece": spread([reliability.ece for reliability, _ in of]),
+                "nll": spread([nll for _, nll in of]),
+                "bins": pooled([reliability for reliability, _ in of]),
+            }
+            for when, of in sides.items()
+        },
     }
 
 
@@ -116,6 +124,36 @@ def agreement(pairs: list[tuple[Tensor, Tensor]]) -> dict:
 
 def correlation(pairs: list[tuple[Tensor, Tensor]]) -> list[list[float]]:
     return plain(torch.stack([analysis.correlation_difference(*pair) for pair in pairs]).mean(0))
+
+
+def stages(asked: list[Asked], teachers: list[str], students: list[str]) -> dict:
+    """layers: by network the names of its stages. cka: by teacher and student, a row a stage of the teacher's, the mean
+    over the seeds. Of networks whose stages are known."""
+    layers = {name: list(asked[0].all[name].inside.grams) for name in (*teachers, *students)}
+
+    def matrix(teacher: str, student: str) -> list[list[float]]:
+        pairs = [(one.teachers[teacher].inside.grams, one.students[student].inside.grams) for one in asked]
+        of_seeds = [[[cka(a[i], b[j]) for j in layers[student]] for i in layers[teacher]] for a, b in pairs]
+        return plain(torch.tensor(of_seeds, dtype=torch.float64).mean(0))
+
+    known = {name: names for name, names in layers.items() if names}
+    return {
+        "layers": known,
+        "cka": {
+            teacher: {name: matrix(teacher, name) for name in students if name in known}
+            for teacher in teachers
+            if teacher in known
+        },
+    }
+
+
+def embedding_map(one: Asked, names: list[str]) -> dict:
+    """Of one seed: labels of the pictures, and by network their places in two dimensions."""
+    there = [name for name in names if one.all[name].inside.embedding is not None]
+    return {
+        "labels": one.labels[mapped(one.labels)].tolist(),
+        "places": {name: one.all[name].inside.map for name in there},
+    }
 
 
 def softened(one: Asked, teacher: str, data: Data) -> tuple[list[dict], Tensor]:

@@ -7,7 +7,8 @@ def test_it_prints_the_page(desk):
     run = desk.trained(name="mine")
     result = desk("report", "mine")
     assert result.code == 0 and result.out == f"{run}/report/report.html\n" and Path(result.out.strip()).exists()
-    assert result.err == "left out: mine: agreement, correlation, softened outputs: it has no teacher\n"
+    without = "agreement, correlation, similarity of stages, softened outputs"
+    assert result.err == f"left out: mine: {without}: it has no teacher\n"
     result = desk("report", "runs/mine", "--output", "elsewhere")
     assert result.code == 0 and result.out == "elsewhere/report.html\n"
     assert sorted(path.name for path in (desk.path / "elsewhere").glob("report.*")) == ["report.html", "report.json"]

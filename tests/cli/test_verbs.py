@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("train", "precompute", "resume", "evaluate", "show", "validate", "list", "runs", "plugins", "schema", "doctor")
+VERBS = (
+    *("train", "precompute", "resume", "evaluate", "report", "compare", "show", "validate", "list", "runs", "plugins"),
+    *("schema", "doctor"),
+)
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
@@ -126,6 +130,35 @@ def test_evaluate(desk):
     config = desk.config(teacher=teacher, losses={"kd": {}})
     result = json.loads(desk("evaluate", weights, "--config", config, "--as", "teacher", "--json").out)
     assert result["top1"] == accuracy
+
+
+def test_evaluate_shows_more_than_accuracy(desk):
+    weights = str(desk.trained() / "student.safetensors")
+    config = desk.config(teacher={"model": "convnet", "widths": [4], "checkpoint": weights}, losses={"kd": {}})
+    assert desk("train", config, "--name", "taught").code == 0
+    result = desk("evaluate", "taught", "--corrupt")
+    assert result.code == 0 and "12,600/12,600" in result.err
+    lines = result.out.splitlines()
+    assert "top-1" in lines[0] and lines[0].endswith("360 samples of test") and lines[1].startswith("ECE ")
+    assert "fitted on every second picture" in lines[2] and lines[3].startswith("agreement with the teacher: ")
+    rows = {line.split()[0]: line.split()[1:] for line in lines[4:] if line.split()}
+    assert rows["1"] == ["2", "3", "4", "5", "mean"] and len(rows["jpeg_compression"]) == len(rows["mean"]) == 6
+    assert {"calibration", "agreement"} <= json.loads(desk("evaluate", "taught", "--json").out).keys()
+    (desk.path / "runs/base/student.safetensors").unlink()
+    result = desk("evaluate", "taught")
+    assert result.code == 0 and result.err.startswith("left out: agreement with the teacher: ")
+
+
+def test_evaluate_on_other_data(desk):
+    desk.trained()
+    (desk.path / "pictures/test/cat").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(desk.path / "pictures/test/cat/1.png")
+    message = desk.refused("evaluate", "base", "data.name=folder", "data.path=pictures", "data.channels=1")
+    assert "1 of its classes the network does not know: cat" in message
+    (desk.path / "pictures/test/cat").rename(desk.path / "pictures/test/4")
+    result = desk("evaluate", "base", "data.name=folder", "data.path=pictures", "data.channels=1")
+    assert result.code == 0 and "1 samples of test" in result.out and "matched by name: 1 of the 10" in result.err
+    assert "nan" not in result.out
 
 
 def test_evaluate_what_cannot_be(desk):

@@ -132,3 +132,25 @@ def test_softened(said):
     found = analysis.softened(teacher, 16.0)
     for row, values in zip(teacher.tolist(), found.tolist()):
         assert values == pytest.approx(probabilities(row, 16.0))
+
+
+def test_scores(said):
+    _, student, labels = said
+    rows = list(zip(student.tolist(), labels.tolist()))
+    found = analysis.scores(student, labels)
+    assert found["samples"] == N and found["top5"] == 1.0  # of five classes
+    assert found["top1"] == pytest.approx(sum(likeliest(row) == label for row, label in rows) / N)
+    loss = -sum(math.log(probabilities(row)[label]) for row, label in rows) / N
+    assert found["loss"] == pytest.approx(loss) == analysis.nll(student, labels)
+    assert analysis.nll(student[:0], labels[:0]) == 0
+
+
+def test_calibrated_on_other_pictures(said):
+    _, student, labels = said
+    halves = analysis.calibrated(student, labels, None)
+    assert halves.temperature == analysis.best_temperature(student[::2], labels[::2])
+    assert halves.nll_after == analysis.nll(student[1::2], labels[1::2], halves.temperature)
+    assert halves.before.ece == analysis.reliability(student[1::2], labels[1::2]).ece
+    held_out = analysis.calibrated(student[:50], labels[:50], (student[50:], labels[50:]))
+    assert held_out.temperature == analysis.best_temperature(student[50:], labels[50:])
+    assert int(held_out.after.counts.sum()) == 50 and held_out.nll_before == analysis.nll(student[:50], labels[:50])

@@ -18,11 +18,15 @@ from kdray.data.published import digits
 from kdray.errors import ConfigError
 from kdray.launch.measure import rebuild
 from kdray.run import analysis
+from kdray.run.cka import centred_gram, cka
 from kdray.run.folder import RunFolder
+from kdray.ship import inside
 from kdray.ship.report import report
 from tests.conftest import Lab
 
-SECTIONS = ["results", "learning", "classes", "calibration", "agreement", "correlations", "softened"]
+SECTIONS = [
+    *("results", "learning", "classes", "calibration", "agreement", "correlations", "stages", "embeddings", "softened"),
+]
 NASTY = ["<script>alert(1)<", "$a & \"b\" 'c'$"]
 """Names of classes."""
 
@@ -63,6 +67,14 @@ class Page(HTMLParser):
         self.text += data
         if self.open[-1:] in (["td"], ["th"]):
             self.rows[-1].append(data)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_maps():
+    """t-SNE of hundreds of pictures takes seconds, for each network of each report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inside, "MAPPED", 40)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +120,7 @@ def test_the_page_has_everything_in_it(written, numbers):
     page = Page(written / "report.html")
     assert page.sections == SECTIONS
     files = sorted(written.glob("*.png"))
-    assert len(files) == 7 and sorted(page.pictures) == sorted(file.read_bytes() for file in files)
+    assert len(files) == 9 and sorted(page.pictures) == sorted(file.read_bytes() for file in files)
     for file in files:
         with Image.open(file) as picture:
             assert min(picture.size) > 200
@@ -193,12 +205,45 @@ def test_the_numbers_of_the_answers(home, runs, numbers):
             for when, at in (("before", 1.0), ("after", of["temperature"]["values"][i])):
                 ece = analysis.reliability(one[1::2], those[1::2], at).ece
                 assert of[when]["ece"]["values"][i] == pytest.approx(ece, abs=1e-3)
+                nll = float(nn.functional.cross_entropy(one[1::2].double() / at, those[1::2]))
+                assert of[when]["nll"]["values"][i] == pytest.approx(nll, rel=1e-4)
     for row in method["softened"]:
         i = row["position"]
         assert row["label"] == labels[1][i]
         for who, of in (("teacher", teacher[1]), ("student", student[1])):
             for t, values in zip((1, 4, 16), row["probabilities"][who]):
                 assert values == pytest.approx(analysis.softened(of[[i]], t)[0].tolist(), abs=1e-5)
+
+
+def test_stages_are_compared(home, runs, numbers):
+    """All test pictures are, each map as it is: they are few and small."""
+    found = numbers["methods"]["kd"]["stages"]
+    assert found["layers"] == {name: ["stages.0", "stages.1", "embedding"] for name in found["layers"]}
+
+    def grams(config, weights, role="student"):
+        network = rebuild(config, home.registry, find_project().data, str(weights), role, torch.device("cpu"))
+        said = []
+        for module in (*network.network.stages, network.network.avgpool):
+            module.register_forward_hook(lambda module, inputs, output: said.append(output.flatten(1)))
+        with torch.no_grad():
+            network.logits(digits(None, None, "test").images)
+        return [centred_gram(x) for x in said]
+
+    of_seeds = []
+    for run in runs:
+        config = load_config(run.config_file, registry=home.registry).config
+        student, teacher = grams(config, run.weights()), grams(config, config.teacher.checkpoint, "teacher")
+        of_seeds.append([[cka(a, b) for b in student] for a in teacher])
+    expected = torch.tensor(of_seeds).mean(0)
+    torch.testing.assert_close(torch.tensor(found["cka"]["teacher"]["student"]), expected, atol=1e-4, rtol=0)
+    assert list(found["cka"]["teacher"]) == ["student", "student alone"]
+
+
+def test_maps_are_of_the_last_seed(runs, numbers):
+    found = numbers["methods"]["kd"]["map"]
+    assert list(found["places"]) == ["teacher", "student alone", "student"]
+    assert {len(places) for places in found["places"].values()} == {len(found["labels"])} == {40}
+    assert len(set(found["labels"])) == 10
 
 
 def test_the_validation_split_calibrates_the_student(home, teacher_weights, tmp_path):
@@ -229,7 +274,7 @@ def test_two_methods(home, runs, tmp_path):
     """One of them without a teacher: the page says what it lacks."""
     other = home.run("plain", run={"dir": str(tmp_path)})
     page, left_out = report([*runs, other], tmp_path / "both", home.registry, find_project().data)
-    assert left_out == ["plain: agreement, correlation, softened outputs: it has no teacher"]
+    assert left_out == ["plain: agreement, correlation, similarity of stages, softened outputs: it has no teacher"]
     found = json.loads((tmp_path / "both" / "report.json").read_text())
     assert list(found["methods"]) == ["kd", "plain"] and found["left_out"] == left_out
     assert [row["what"] for row in found["table"]] == ["teacher", "student alone", "kd", "plain"]
@@ -251,7 +296,7 @@ def test_several_teachers(home, runs, teacher_weights, tmp_path):
     assert [row["what"] for row in found["table"]] == names
     assert found["table"][1]["runs"] == ["kd-seed0"] and found["table"][2]["macs"] is None
     method = found["methods"]["average"]
-    assert list(method["agreement"]) == list(method["correlation"]) == names[:2]
+    assert list(method["agreement"]) == list(method["correlation"]) == list(method["stages"]["cka"]) == names[:2]
     assert list(method["calibration"]) == ["student", *names[:2]]
 
 
@@ -312,10 +357,10 @@ def test_a_teacher_that_is_not_here(home, runs, tmp_path):
     there = load_config(run.config_file, registry=home.registry).config.teacher.checkpoint
     (run.path / "config.yaml").write_text(config.replace(there, str(tmp_path / "gone.safetensors")))
     page, (why,) = report([run], None, home.registry, find_project().data)
-    assert why.startswith("kd-seed0: agreement, correlation, softened outputs, calibration of teacher: ")
+    assert why.startswith("kd-seed0: all that shows teacher or compares with it: ")
     assert "gone.safetensors" in why
     read = Page(page)
-    assert read.sections == ["results", "learning", "classes", "calibration"]
+    assert read.sections == ["results", "learning", "classes", "calibration", "embeddings"]
     teacher = json.loads((page.parent / "report.json").read_text())["table"][0]
     assert teacher["last"]["mean"] == run.summary["teacher"]["top1"] and teacher["macs"] is None is teacher["bytes"]
 
