@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..config.load import load_config
-from ..config.schema import Config
+from ..config.schema import Config, ModelConfig
 from ..data.feed import Feed
 from ..errors import ConfigError, RunFailed
 from ..launch.measure import Rebuilt, rebuild
@@ -136,7 +136,7 @@ def facts_of(run: RunFolder, config: Config, found: Rebuilt, pictures: Tensor, b
     return {
         "kdray": __version__,
         "run": run.name,
-        "network": {"model": student.model, **student.options},
+        "network": {"model": student.model, **_narrower(student), **student.options},
         "data": config.data.name,
         "classes": list(found.parts.data.test.source.class_names),
         "input": {"name": "pictures", "dtype": "uint8", "shape": ["batch", *pictures.shape[1:]]},
@@ -144,6 +144,11 @@ def facts_of(run: RunFolder, config: Config, found: Rebuilt, pictures: Tensor, b
         "evaluate": config.data.model_dump(mode="json")["evaluate"],
         "accuracy": accuracy,
     }
+
+
+def _narrower(student: ModelConfig) -> dict:
+    """What is left of a pruned network; nothing of others."""
+    return {"pruned": {"widths": student.pruned.widths}} if student.pruned else {}
 
 
 @torch.no_grad()
