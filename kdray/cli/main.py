@@ -17,6 +17,7 @@ from . import (
     plugins,
     precompute,
     predict,
+    probe,
     report,
     resume,
     runs,
@@ -47,6 +48,7 @@ app.command("tune")(tune.tune)
 app.command("resume")(resume.resume)
 app.command("stop")(stop.stop)
 app.command("evaluate")(evaluate.evaluate)
+app.command("probe")(probe.probe)
 app.command("report")(report.report)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)

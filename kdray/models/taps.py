@@ -55,7 +55,7 @@ class Tapped(nn.Module):
         super().__init__()
         if unknown := set(wants) - OUTPUTS:
             raise ValueError(f"unknown outputs {sorted(unknown)}; known: {sorted(OUTPUTS)}")
-        self.model, self.wants = model, frozenset(wants)
+        self.model, self.layers, self.wants = model, layers, frozenset(wants)
         self.name = name or f"network {type(model).__name__}"
         self._log = _Log()
         self._compiled: tuple[int, Callable[[Tensor], Tensor]] | None = None

@@ -30,7 +30,7 @@ class Finished:
         """Raises ConfigError for a run that is not finished, or of which a file is damaged."""
         if not run.finished:
             raise ConfigError(
-                f"{run.name} is not finished (its state: {run.state}), and a report is of finished runs: "
+                f"{run.name} is not finished (its state: {run.state}), and what is asked for is of finished runs: "
                 f"`{run.how_to_resume}` goes on with it"
             )
         summary = read_json(run.path / "summary.json")
