@@ -19,6 +19,7 @@ from . import (
     predict,
     probe,
     report,
+    reproduce,
     resume,
     runs,
     schema,
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("precompute")(precompute.precompute)
 app.command("tune")(tune.tune)
+app.command("reproduce")(reproduce.reproduce)
 app.command("resume")(resume.resume)
 app.command("stop")(stop.stop)
 app.command("evaluate")(evaluate.evaluate)
