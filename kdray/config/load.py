@@ -239,7 +239,8 @@ def digest(config: Config) -> str:
         _without_places(teacher)
     for network in (value["student"], value["teacher"], *value["teachers"].values()):
         _without_source(network)
-    if value["data"]["mix"] is None:
-        del value["data"]["mix"]  # the digest of a run from before there was one
+    for key in ("mix", "leave_out", "label_noise"):
+        if not value["data"][key]:
+            del value["data"][key]  # the digest of a run from before there was one
     value["losses"] = list(value["losses"].items())  # their order is the order of a sum
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -112,6 +112,12 @@ class DataConfig(Open):
         None, description="Use only so many training samples, drawn evenly over the classes by the seed."
     )
     validation: Share = Field(0.0, description="Share of the training set held out for validation, drawn by the seed.")
+    leave_out: list[Annotated[int, Field(ge=0)]] = Field(
+        [], description="Numbers of classes of which nothing is trained on. They stay in validation and test."
+    )
+    label_noise: Share = Field(
+        0.0, description="Share of the training samples whose class is another one, drawn by the seed."
+    )
     views: Annotated[int, Field(gt=0)] | Literal["all"] | None = Field(
         None,
         description="Epoch e uses view e mod this number. Default: a view an epoch. all: the same, of augmentations "
@@ -132,6 +138,14 @@ class DataConfig(Open):
     @classmethod
     def with_options(cls, mix):
         return Mix(**{mix: MixOptions()}) if isinstance(mix, str) else mix
+
+    @model_validator(mode="after")
+    def classes_are_told(self):
+        if len(set(self.leave_out)) < len(self.leave_out):
+            raise ValueError(f"leave_out names a class twice: {self.leave_out}")
+        if self.leave_out and self.label_noise:
+            raise ValueError("leave_out and label_noise are given: a wrong label may name a class that is left out")
+        return self
 
     @model_validator(mode="after")
     def views_are_mixed_too(self):
