@@ -272,7 +272,9 @@ class Training:
             self.writer.abandon()
             raise
         except BaseException:
-            with suppress(Exception):  # what ended the training is told, not what the writer may add
+            with suppress(
+                BaseException
+            ):  # what ended the training is told, not what this may add: a scheduler may end us
                 self._tell_written(wait=True)
             raise
 
