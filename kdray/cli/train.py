@@ -69,7 +69,7 @@ def train(
         typer.echo("the section tune is for `kdray tune`: the values beside it are run", err=True)
     console, address = Console(), address or project.ray_address
     configs = [decided(each, address, console.say if i == 0 else None) for i, each in enumerate(configs)]
-    experiment = Experiment(registry, project, console, command_line(), address, profile)
+    experiment = Experiment(registry, project, console, command_line(), address, profile=profile)
     if dry_run and profile:
         raise ConfigError("--profile measures a run, and --dry-run makes none: leave one of them out")
     if dry_run:

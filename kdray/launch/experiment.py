@@ -61,9 +61,9 @@ class Experiment:
     command: str
     address: str | None = None
     """The Ray cluster, for runs with workers; None starts one here."""
-    profile: bool = False
+    profile: bool = field(default=False, kw_only=True)
     """Whether each run tells where its time goes."""
-    under_way: list[Path] = field(default_factory=list)
+    under_way: list[Path] = field(default_factory=list, kw_only=True)
     """Folders of the runs that this one is part of, the outermost first, and its own."""
 
     def __post_init__(self):

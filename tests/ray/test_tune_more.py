@@ -13,8 +13,10 @@ import ray
 from ray.util import placement_group_table
 
 from kdray.config.project import find_project
-from kdray.errors import RunFailed
+from kdray.errors import RunFailed, Stopped
+from kdray.launch.answering import Answerer
 from kdray.launch.tune import Tune, prepare
+from kdray.run.asking import STOP, ask
 from kdray.run.console import Console
 from kdray.run.folder import RunFolder
 from kdray.run.trials import read_trials
@@ -69,6 +71,30 @@ def test_a_search_of_which_all_trials_fail(lab, ray_session):
     with pytest.raises(RunFailed, match=r"all 2 trials failed(.|\n)*do not fill one batch of 2000"):
         search(lab, "all-fail", tune)
     assert RunFolder(lab.path / "runs" / "all-fail").status["state"] == "failed"
+
+
+def test_a_search_that_is_stopped_while_its_cache_fills_goes_on(lab, ray_session, teacher_weights, monkeypatch):
+    computed, compute = [], Answerer.compute
+
+    def stop_at_the_first(self, *task):
+        new = compute(self, *task)
+        computed.append(task)
+        if len(computed) == 1:
+            ask(folder, STOP)
+        return new
+
+    monkeypatch.setattr(Answerer, "compute", stop_at_the_first)
+    folder, tune = lab.path / "runs" / "filling", {"space": {"optimizer.lr": {"grid": [0.1]}}, "searcher": "grid"}
+    teacher = {"model": "convnet", "widths": [16, 32], "checkpoint": teacher_weights}
+    changes = {"teacher": teacher, "losses": {"ce": {}, "kd": {}}, "schedule": {"epochs": 6}}
+    with pytest.raises(Stopped):
+        search(lab, "filling", tune, **changes)
+    assert RunFolder(folder).status["state"] == "interrupted" and not read_trials(folder)
+    assert len(computed) == 1
+    again = Tune(lab.registry, find_project(lab.path), Console(), "test")
+    again.resume("filling", None)
+    assert [trial.state for trial in read_trials(folder)] == ["finished"]
+    assert len(computed) == len({str(task) for task in computed}) == 2  # 463 pictures, 256 in a shard; none twice
 
 
 def kdray(*args, cwd):

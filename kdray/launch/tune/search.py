@@ -202,7 +202,9 @@ class Tune(Experiment):
         if not shared:
             return {}
         cached = with_caches(config, shared)
-        precompute = Precompute(self.registry, self.project, self.console, self.command, self.address, self.under_way)
+        precompute = Precompute(
+            *(self.registry, self.project, self.console, self.command, self.address), under_way=self.under_way
+        )
         if reason := too_large(precompute, cached, parts, self.project.cache):
             self.console.say(reason)
             return {}
