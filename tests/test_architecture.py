@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import kdray
 
@@ -54,6 +55,11 @@ def test_first_party_plugins_use_public_names_only():
 
 def test_every_public_name_can_be_imported():
     assert all(getattr(kdray, name) is not None for name in kdray.__all__)
+
+
+def test_one_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert kdray.__version__ == project["version"] == yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
 
 
 def test_every_package_is_in_the_distribution():

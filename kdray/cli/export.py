@@ -14,9 +14,18 @@ from .arguments import AsJson
 def export(
     run: Annotated[str, typer.Argument(help="A run, by name or path.", metavar="RUN")],
     format: Annotated[
-        Literal["pytorch", "torch.export", "onnx"],
-        typer.Option("--format", help="What the file is: a state dict, a torch.export program, or ONNX."),
-    ] = "torch.export",
+        Literal["pytorch", "torch.export", "onnx"] | None,
+        typer.Option(
+            "--format",
+            help="What the file is: a state dict, a torch.export program, or ONNX. [torch.export; with --int8, onnx]",
+        ),
+    ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8", help="Weights and activations in 8 bits, calibrated on training pictures, beside fp32 in a table."
+        ),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file. [export/ in the run's folder]")
     ] = None,
@@ -33,6 +42,8 @@ def export(
         kdray export quickstart
 
         kdray export quickstart --best --format onnx -o digits.onnx
+
+        kdray export quickstart --int8
     """
     from ..config.project import find_project
     from ..registry import Registry
@@ -40,7 +51,8 @@ def export(
     from ..ship.export import export as write
 
     project = find_project()
-    found = write(find_run(run, project.runs), format, output, best, Registry.default(), project.data)
+    name = format or ("onnx" if int8 else "torch.export")
+    found = write(find_run(run, project.runs), name, output, best, Registry.default(), project.data, int8)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -49,5 +61,28 @@ def export(
     typer.echo(
         f"{found['file']}: {found['bytes'] / 1e6:,.2f} MB, {found['network']['model']}{accuracy}\n"
         f"  in   pictures, uint8 {shape}; out logits of {len(found['classes'])} classes\n"
-        f"  checked on test pictures: logits differ by {found['difference']:.1e} at most"
+        f"  checked on test pictures: logits {'in fp32 ' if int8 else ''}differ by {found['difference']:.1e} at most"
+    )
+    if int8:
+        _print_versus(found["versus"], found["int8"]["calibrated_on"])
+
+
+def _print_versus(beside: dict, calibrated_on: int) -> None:
+    """fp32 and int8: accuracy, size, time."""
+    from rich.console import Console
+    from rich.table import Table
+
+    sizes = list(beside["fp32"]["milliseconds"])
+    table = Table("", "test accuracy", "size", *(f"ms for {size}" for size in sizes))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in ("fp32", "int8"):
+        one = beside[name]
+        times = (f"{one['milliseconds'][size]:,.3f}" for size in sizes)
+        table.add_row(name, f"{one['accuracy']:.2%}", f"{one['bytes'] / 1e6:,.3f} MB", *times)
+    Console().print(table)
+    typer.echo(
+        f"run by {beside['backend']}; medians of repeats in turns\n"
+        f"calibrated on {calibrated_on:,} training pictures; of {beside['pictures']:,} test pictures int8 says what "
+        f"fp32 says for {beside['agreement']:.2%}, and logits differ by {beside['difference']:.2g} at most"
     )

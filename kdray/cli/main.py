@@ -18,7 +18,9 @@ from . import (
     plugins,
     precompute,
     predict,
+    probe,
     report,
+    reproduce,
     resume,
     runs,
     schema,
@@ -45,9 +47,11 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("precompute")(precompute.precompute)
 app.command("tune")(tune.tune)
+app.command("reproduce")(reproduce.reproduce)
 app.command("resume")(resume.resume)
 app.command("stop")(stop.stop)
 app.command("evaluate")(evaluate.evaluate)
+app.command("probe")(probe.probe)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)

@@ -134,7 +134,7 @@ def _fault(path, item, model, value, more_keys) -> Fault:
     if kind == "extra_forbidden":
         known = _keys(model, item["loc"][:-1]) | (set(more_keys) if len(path) == 1 else set())
         return Fault(path, f"unknown key '{path[-1]}'.{did_you_mean(str(path[-1]), known)}", "entry")
-    if item["loc"][-1] == "[key]":
+    if item["loc"][-1:] == ("[key]",):
         return Fault(path, f"the name '{path[-1]}' must match {ctx.get('pattern', 'another form')}", "entry")
     if kind == "union_tag_not_found":
         return Fault(path, f"'{path[-1]}' is missing", "entry")

@@ -4,7 +4,7 @@ Nothing of the user's is imported and no data is touched. All that is wrong is t
 
 Relative paths: `extends` and `teacher.train` belong to the file they stand in. `data.path`, `teacher.checkpoint` and
 `student.checkpoint` too where they exist there, else to the current directory. `run.dir`, and everything on the command
-line, belongs to the current directory.
+line, belongs to the current directory. The folder of a run, as a checkpoint, stands for its `student.safetensors`.
 """
 
 from __future__ import annotations
@@ -189,7 +189,10 @@ def _absolute(value: dict, at: tuple, mark: Mark | None) -> dict:
         folder = os.path.dirname(mark.file)
         if at[-1] != "train" and not os.path.exists(os.path.join(folder, given)):
             folder = ""
-    return _put(value, at, os.path.abspath(os.path.join(folder, given)))
+    found = os.path.abspath(os.path.join(folder, given))
+    if at[-1] == "checkpoint" and os.path.isfile(of_run := os.path.join(found, "student.safetensors")):
+        found = of_run
+    return _put(value, at, found)
 
 
 def _leaves(value, path=()):
@@ -205,6 +208,17 @@ def _without_places(teacher: dict | None) -> None:
     for key in ("cache", "precision"):
         if teacher and teacher[key] is None:
             del teacher[key]
+
+
+def _without_source(network: dict | None) -> None:
+    """Of a pruned network its weights count, not the file that they are in; nothing where there is none."""
+    for key in ("prune", "pruned"):
+        if network and key in network and network[key] is None:
+            del network[key]  # the digest of a run from before there was one
+    if network and (pruned := network.get("pruned")):
+        del pruned["source"]
+        if pruned["weights"]:
+            del network["checkpoint"]
 
 
 def digest(config: Config) -> str:
@@ -223,7 +237,10 @@ def digest(config: Config) -> str:
         del value[section][key]
     for teacher in (value["teacher"], *value["teachers"].values()):
         _without_places(teacher)
-    if value["data"]["mix"] is None:
-        del value["data"]["mix"]  # the digest of a run from before there was one
+    for network in (value["student"], value["teacher"], *value["teachers"].values()):
+        _without_source(network)
+    for key in ("mix", "leave_out", "label_noise"):
+        if not value["data"][key]:
+            del value["data"][key]  # the digest of a run from before there was one
     value["losses"] = list(value["losses"].items())  # their order is the order of a sum
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

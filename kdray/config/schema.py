@@ -112,6 +112,12 @@ class DataConfig(Open):
         None, description="Use only so many training samples, drawn evenly over the classes by the seed."
     )
     validation: Share = Field(0.0, description="Share of the training set held out for validation, drawn by the seed.")
+    leave_out: list[Annotated[int, Field(ge=0)]] = Field(
+        [], description="Numbers of classes of which nothing is trained on. They stay in validation and test."
+    )
+    label_noise: Share = Field(
+        0.0, description="Share of the training samples whose class is another one, drawn by the seed."
+    )
     views: Annotated[int, Field(gt=0)] | Literal["all"] | None = Field(
         None,
         description="Epoch e uses view e mod this number. Default: a view an epoch. all: the same, of augmentations "
@@ -134,6 +140,14 @@ class DataConfig(Open):
         return Mix(**{mix: MixOptions()}) if isinstance(mix, str) else mix
 
     @model_validator(mode="after")
+    def classes_are_told(self):
+        if len(set(self.leave_out)) < len(self.leave_out):
+            raise ValueError(f"leave_out names a class twice: {self.leave_out}")
+        if self.leave_out and self.label_noise:
+            raise ValueError("leave_out and label_noise are given: a wrong label may name a class that is left out")
+        return self
+
+    @model_validator(mode="after")
     def views_are_mixed_too(self):
         for name, view in self.extra_views.items():
             if self.mix and view.of == "picture":
@@ -144,23 +158,49 @@ class DataConfig(Open):
         return self
 
 
+class PrunedConfig(Options):
+    """A narrower network, as `student.prune` has written it into a run's config."""
+
+    share: Share = Field(0.0, description="The share of channels that was taken out.")
+    source: str = Field("", description="The file of weights that it was taken out of.")
+    weights: str = Field("", description="SHA-256 of the weights that were left.")
+    widths: dict[str, list[Annotated[int, Field(gt=0)]]] = Field(
+        min_length=1,
+        description="What is left of each layer, by module path: `[out, in]` of its weight, `[n]` of a normalisation.",
+    )
+
+
 class ModelConfig(Open):
     model: str = Field(
         description="A name of `kdray list models`, or `module:factory` for any function that returns an nn.Module."
     )
     checkpoint: str | None = Field(
         None,
-        description="Weights: .safetensors, or a torch file with a state dict, plain or under `state_dict` or `model`.",
+        description="Weights: .safetensors, or a torch file with a state dict, plain or under `state_dict` or `model`; "
+        "or the folder of a run, for its student's.",
     )
     weights: str | None = Field(None, description="Name of published weights, for models that offer them (DEFAULT).")
     layers: LayersConfig | None = Field(
         None,
         description="Where outputs are tapped. Needed for losses on the feature maps of networks unknown to kdray.",
     )
+    pruned: PrunedConfig | None = Field(
+        None, description="Narrower layers than the network's own. Runs with `student.prune` write it themselves."
+    )
 
 
 class StudentConfig(ModelConfig):
-    pass
+    prune: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Share of the channels to take out of the trained network of `checkpoint` (or `weights`) before "
+        "the run: docs/pruning.md.",
+    )
+
+    @model_validator(mode="after")
+    def what_is_pruned(self):
+        if self.prune and not (self.checkpoint or self.weights):
+            raise ValueError("prune takes channels out of a trained network: give its checkpoint (or weights)")
+        return self
 
 
 class CacheConfig(Options):

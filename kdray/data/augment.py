@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from ..blame import blaming
 from ..errors import PluginError
 from ..options import Options
+from . import functional as TF
 from .source import Source
 from .views import uniform
 

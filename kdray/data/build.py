@@ -17,21 +17,26 @@ from ..errors import ConfigError, PluginError
 from .augment import MOST_VARIANTS, Pipeline
 from .mix import MIXES, Mix
 from .source import Source, spread
-from .views import stream
+from .views import stream, uniform
 
 STATISTICS = 2_000  # pictures from which mean and deviation are computed where nobody gives them
 
 
 @dataclass(frozen=True)
 class Split:
-    """Part of a source. ids (n,): the samples' positions in the source, by which their views are drawn."""
+    """Part of a source. ids (n,): the samples' positions in the source, by which their views are drawn. told: (N,)
+    classes of the source's samples, where they are not its own."""
 
     source: Source
     ids: Tensor
+    told: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
-        return self.source.labels[self.ids]
+        return self.labels_of(self.ids)
+
+    def labels_of(self, ids: Tensor) -> Tensor:
+        return (self.source.labels if self.told is None else self.told)[ids]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,7 +83,7 @@ def load_data(config: DataConfig, seed: int, registry, data_root: Path) -> Data:
     train, test = (load_source(config, split, registry, data_root) for split in ("train", "test"))
     _check_same_classes(train, test, _where(config, data_root))
     chosen, held_out = _divide(train, config, seed)
-    split = Split(train, chosen)
+    split = Split(train, chosen, _noisy(train, config.label_noise, seed) if config.label_noise else None)
     if config.mix:
         way, mix_options = config.mix.way
         augment = MIXES[way](mix_options, augment, split, seed)
@@ -203,9 +208,12 @@ def _divide(train: Source, config: DataConfig, seed: int) -> tuple[Tensor, Tenso
     # Ordered by the share of their class that comes before them, any first samples have the classes' shares.
     order = ((turn + 0.5) / sizes[labels]).argsort(stable=True)
     held_out, rest = order[:held], order[held:]
+    if config.leave_out:
+        rest = rest[~torch.isin(labels[rest], _left_out(train, config))]
     if config.samples is not None:
         if config.samples > len(rest):
             kept = f" (of {n}, {held} are held out for validation)" if held else ""
+            kept += f" without the classes {config.leave_out}" if config.leave_out else ""
             raise ConfigError(
                 f"data.samples asks for {config.samples} training samples; {config.name} has {len(rest)}{kept}"
             )
@@ -217,6 +225,29 @@ def _divide(train: Source, config: DataConfig, seed: int) -> tuple[Tensor, Tenso
             "nothing is left to train on"
         )
     return shuffled[rest].sort().values, shuffled[held_out].sort().values
+
+
+def _left_out(train: Source, config: DataConfig) -> Tensor:
+    """The classes that are not trained on. Raises ConfigError for one that there is not, and where none remains."""
+    classes = torch.tensor(config.leave_out)
+    for unknown in config.leave_out:
+        if unknown >= train.num_classes:
+            raise ConfigError(
+                f"data.leave_out: {unknown} is no class of {config.name}; they are 0 … {train.num_classes - 1}"
+            )
+    if torch.isin(train.labels, classes).all():
+        raise ConfigError(f"data.leave_out: {config.leave_out} are all classes of {config.name}: nothing remains")
+    return classes
+
+
+def _noisy(train: Source, share: float, seed: int) -> Tensor:
+    """(N,) classes: each sample's own, or with the probability `share` any other one. A sample's depends on the seed
+    and on itself."""
+    if train.num_classes < 2:
+        raise ConfigError("data.label_noise: there is one class, and no other that a sample could be told to have")
+    wrong, which = uniform(stream(seed, "label noise"), 0, torch.arange(len(train)), 0, 2).unbind(1)
+    other = (train.labels + 1 + (which * (train.num_classes - 1)).long()) % train.num_classes
+    return torch.where(wrong < share, other, train.labels)
 
 
 def _statistics(train: Source, threads: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

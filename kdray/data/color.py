@@ -7,9 +7,9 @@ from itertools import permutations
 import torch
 from pydantic import Field
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from ..options import Options
+from . import functional as TF
 from .augment import Augmentation
 
 ORDERS = torch.tensor(list(permutations(range(4))))

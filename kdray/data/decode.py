@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from ..errors import ConfigError
 
@@ -16,6 +15,8 @@ from ..errors import ConfigError
 def decode(data: bytes, channels: int, what: str) -> Tensor:
     """uint8 (channels, H, W). `what` names the picture in the ConfigError for one that is damaged."""
     if channels == 3 and data.startswith(b"\xff\xd8"):
+        from torchvision.io import ImageReadMode, decode_jpeg  # here: see functional.py
+
         # Pillow's pixels in a third of its time, while other threads run. What it refuses, Pillow judges.
         try:
             return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from ..errors import ConfigError
 from ..options import Options
@@ -21,6 +20,8 @@ class FolderOptions(Options):
 
 class Folder(Source):
     def __init__(self, root: Path, channels: int):
+        from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
         try:
             classes, to_index = find_classes(str(root))
             self.files = make_dataset(str(root), to_index, extensions=IMG_EXTENSIONS)

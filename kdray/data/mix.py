@@ -58,7 +58,7 @@ class Mix(Pipeline):
     def labels(self, ids: Tensor, view: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Classes of the partners (B,), and the samples' own shares (B,)."""
         drawn = self.draw(ids, view, size)
-        return self.split.source.labels[drawn.partner], drawn.share
+        return self.split.labels_of(drawn.partner), drawn.share
 
     def placed(self, partner: Tensor, share: Tensor, u: Tensor, size: tuple[int, int]) -> Drawn:
         """u (B, 2) in [0, 1): for a place in the picture."""

@@ -41,6 +41,13 @@ TORCHVISION = {
         (0.2860,),
         (0.3530,),
     ),
+    "stl10": (
+        "STL10",
+        "stl10_binary",
+        "13,000 pictures with a label, 96×96, 10 classes",
+        (0.4467, 0.4398, 0.4066),
+        (0.2603, 0.2566, 0.2713),
+    ),
 }
 
 
@@ -49,13 +56,13 @@ def torchvision(name: str, path: Path, split: str) -> Source:
     import torchvision.datasets as datasets
 
     cls, where = getattr(datasets, TORCHVISION[name][0]), TORCHVISION[name][1]
-    train = split == "train"
+    part = {"split": split} if name == "stl10" else {"train": split == "train"}
     try:
-        found = cls(str(path), train=train)
+        found = cls(str(path), **part)
     except Exception as problem:  # absent, incomplete, or damaged: torchvision raises many kinds
         try:
             with _one_process(path), _download(path):
-                found = cls(str(path), train=train, download=True)
+                found = cls(str(path), **part, download=True)
         except Exception as error:
             raise ConfigError(
                 f"{name} is not at {path / where}, or it is damaged ({_short(problem)}), and it cannot be downloaded "
@@ -63,8 +70,12 @@ def torchvision(name: str, path: Path, split: str) -> Source:
                 "with data.path"
             ) from error
     images = torch.as_tensor(found.data)
-    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-    return Source(torch.as_tensor(found.targets).long(), list(found.classes), images.shape[1], images.contiguous())
+    if images.dim() == 3:
+        images = images[:, None]
+    elif name != "stl10":  # which has its channels first already
+        images = images.permute(0, 3, 1, 2)
+    labels = torch.as_tensor(found.labels if name == "stl10" else found.targets).long()
+    return Source(labels, list(found.classes), images.shape[1], images.contiguous())
 
 
 @contextmanager

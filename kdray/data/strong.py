@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torchvision.transforms.v2 import functional as TF
 
 from ..errors import ConfigError
 from ..options import Options
+from . import functional as TF
 from .augment import Augmentation
 from .color import brightness, contrast, saturation
 

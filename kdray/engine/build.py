@@ -11,7 +11,7 @@ from torch import nn
 
 from ..blame import blaming
 from ..clock import Part, timed
-from ..config.schema import Config, ModelConfig
+from ..config.schema import Config, ModelConfig, PrunedConfig, StudentConfig
 from ..config.sections import parse_options
 from ..data.augment import Pipeline
 from ..data.build import Data, load_data
@@ -22,6 +22,7 @@ from ..distiller import Distiller, Setup, Shapes
 from ..errors import ConfigError
 from ..models.build import Built, build_model
 from ..models.checkpoint import load_weights
+from ..models.prune import prune, widths
 from ..models.taps import Tapped, probe
 from ..registry import Registry
 from ..teacher.live import LiveTeacher
@@ -49,6 +50,8 @@ class Parts:
     """What the losses read of each teacher."""
     shapes: dict[str, Shapes]
     """What each teacher gives."""
+    pruned: PrunedConfig | None
+    """What the student is where channels were taken out of it, now or before the run."""
 
     @property
     def student(self) -> Tapped:
@@ -101,6 +104,9 @@ def build(
     built = new_network(config.student, "student")
     if config.student.checkpoint:
         _fill(built.model, config.student.checkpoint, "student", config.student.model, data)
+    pruned = config.student.pruned
+    if config.student.prune:
+        pruned = _prune(config.student, built, normalize(example.cpu(), torch.float32), registry, data)
     wants = set().union(*(cls.requires.student for cls in classes.values()))
     student, student_shapes = tapped(built, wants, "student", config.student, normalize, precision)
 
@@ -153,7 +159,7 @@ def build(
             place, config.all_teachers[name], teachers[name], of_teacher[name], data, data.views, shapes[name]
         )
     asked = Teachers(teachers, of_loss)
-    return Parts(data, objective, asked, normalize, precision, device, data.views, of_teacher, shapes)
+    return Parts(data, objective, asked, normalize, precision, device, data.views, of_teacher, shapes, pruned)
 
 
 def _teachers_of_losses(config: Config, classes: dict[str, type[Distiller]]) -> dict[str, str | None]:
@@ -182,6 +188,20 @@ def _fill(model, checkpoint: str, side: str, name: str, data: Data) -> None:
         load_weights(model, checkpoint)
     except ConfigError as error:
         raise ConfigError(f"{side} {name} for {data.name} ({data.num_classes} classes): {error}") from error
+
+
+def _prune(section: StudentConfig, built: Built, example: torch.Tensor, registry: Registry, data: Data) -> PrunedConfig:
+    """Take channels out of the student, and say what is left of it."""
+    name = f"student {section.model}"
+    linear = [path for path, module in built.model.named_modules() if isinstance(module, nn.Linear)]
+    head = built.layers.head or (linear[-1] if linear else "")
+    if not head:
+        raise ConfigError(f"student.prune: {name} has no nn.Linear, so its classifier, which stays whole, is not known")
+    prune(built.model, section.prune, built.model.get_submodule(head), example, name)
+    whole = section.model_copy(update={"weights": None, "checkpoint": None, "pruned": None})
+    full = build_model(whole, registry, data.num_classes, data.channels).model
+    left = widths(full, built.model, example, name)
+    return PrunedConfig(share=section.prune, source=section.checkpoint or section.weights, widths=left)
 
 
 def _example(data: Data, device: torch.device) -> torch.Tensor:

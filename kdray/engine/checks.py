@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ..config.schema import Config
 from ..data.build import Data
 from ..errors import ConfigError, MismatchError, PluginError, RunFailed
 from .context import Context
 from .objective import Objective
+from .shares import in_shares
 
 SHOWN = 10
 """Samples of a batch that a message names."""
@@ -43,7 +43,7 @@ def not_finite(
 def finite_gradients(parameters: list[nn.Parameter], context: Context) -> bool:
     """For every worker. The device is waited for."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    own = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    own = [g.to_local() if in_shares(g) else g for g in gradients]
     lost = (
         torch.stack([~g.isfinite().all() for g in own]).any().int() if own else torch.zeros((), device=context.device)
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import partial
+
 from pydantic import Field
 
 from ..hooks import hookimpl
@@ -27,7 +30,8 @@ class AdamWOptions(Options):
 def sgd(parameters, options: SGDOptions):
     from torch.optim import SGD
 
-    return SGD(
+    return _plain(
+        SGD,
         parameters,
         lr=options.lr,
         momentum=options.momentum,
@@ -43,7 +47,8 @@ def adamw(parameters, options: AdamWOptions):
     betas = (options.beta1, options.beta2)
     fused = _whole(parameters) or None
     on_gpu = any(p.is_cuda for p in parameters if not isinstance(p, dict))
-    return AdamW(
+    return _plain(
+        AdamW,
         parameters,
         lr=options.lr,
         betas=betas,
@@ -52,6 +57,20 @@ def adamw(parameters, options: AdamWOptions):
         fused=fused,
         capturable=on_gpu,
     )
+
+
+def _plain(kind, parameters, **settings):
+    """An optimizer of torch's that is never compiled. They all import torch's compiler, only to tell it what to leave
+    alone, and that takes two seconds: this one runs what they run after that."""
+    import torch
+
+    for method in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        inner = inspect.unwrap(getattr(torch.optim.Optimizer, method))
+        setattr(inner, "__dynamo_disable", inner)
+    optimizer = kind(parameters, **settings)
+    step = optimizer.profile_hook_step(torch.no_grad()(inspect.unwrap(kind.step)))
+    optimizer.step = partial(step, optimizer)
+    return optimizer
 
 
 def _whole(parameters: list) -> bool:

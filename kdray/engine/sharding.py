@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..config.schema import Config
 from ..errors import ConfigError
 from ..models.taps import Tapped
 from .objective import Objective
+from .shares import in_shares
 
 
 def check_sharding(config: Config, objective: Objective) -> None:
@@ -57,7 +57,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 def whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, none of them in shares. Every worker must call it."""
-    return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in state.items()}
+    return {name: x.full_tensor() if in_shares(x) else x for name, x in state.items()}
 
 
 def load_whole(network: nn.Module, state: dict[str, Tensor]) -> None:
@@ -69,7 +69,7 @@ def load_whole(network: nn.Module, state: dict[str, Tensor]) -> None:
 def by_share(parameters: list[nn.Parameter]) -> list[nn.Parameter] | list[dict]:
     """For an optimizer: where some are in shares, groups of these and of the whole ones, which no step takes at
     once."""
-    groups = [[p for p in parameters if isinstance(p, DTensor) is shared] for shared in (True, False)]
+    groups = [[p for p in parameters if in_shares(p) is shared] for shared in (True, False)]
     return [{"params": group} for group in groups if group] if groups[0] else parameters
 
 
@@ -95,15 +95,18 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
 
 
 def _like(x, own):
-    shared = isinstance(own, DTensor) and isinstance(x, Tensor) and x.shape == own.shape
-    return distribute_tensor(x.to(own.device), own.device_mesh, own.placements) if shared else x
+    if not (in_shares(own) and isinstance(x, Tensor) and x.shape == own.shape):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x.to(own.device), own.device_mesh, own.placements)
 
 
 @torch.no_grad()
 def clip_norm(parameters: list[nn.Parameter], largest: float) -> None:
     """`clip_grad_norm_` over parameters of which some are in shares. Every worker must call it."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = [g.norm().full_tensor() if isinstance(g, DTensor) else g.norm() for g in gradients]
+    norms = [g.norm().full_tensor() if in_shares(g) else g.norm() for g in gradients]
     factor = (largest / (torch.stack(norms).norm() + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factor)

@@ -22,7 +22,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
@@ -56,6 +55,7 @@ from .phases import Trainable, phases
 from .recording import Dials, Inputs, Recorder, Terms, obstacle
 from .schedule import loss_weight, lr_factor, option_value
 from .sharding import by_share, check_sharding, clip_norm, load_optimizer, load_whole, shard, whole, whole_optimizer
+from .shares import in_shares
 from .sums import Sums
 from .trace import Trace
 from .writer import Writer
@@ -243,10 +243,10 @@ class Training:
             )
 
     def _distribute(self) -> nn.Module:
-        if self.context.world_size == 1 or all(isinstance(p, DTensor) for p in self.parameters):
+        if self.context.world_size == 1 or all(in_shares(p) for p in self.parameters):
             return self.objective  # what is in shares looks after itself
-        in_shares = [name for name, p in self.objective.named_parameters() if isinstance(p, DTensor)]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.objective, in_shares)
+        ignored = [name for name, p in self.objective.named_parameters() if in_shares(p)]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.objective, ignored)
         return DistributedDataParallel(
             self.objective,
             broadcast_buffers=False,  # banks and statistics are kept equal by gathering
@@ -272,7 +272,9 @@ class Training:
             self.writer.abandon()
             raise
         except BaseException:
-            with suppress(Exception):  # what ended the training is told, not what the writer may add
+            with suppress(
+                BaseException
+            ):  # what ended the training is told, not what this may add: a scheduler may end us
                 self._tell_written(wait=True)
             raise
 

@@ -15,7 +15,7 @@ from ..registry import Registry, check_fingerprint
 
 @dataclass(frozen=True)
 class Source:
-    """A module as text. file: where the driver has it, for tracebacks."""
+    """A module as text. file: where the driver has it, for tracebacks; "" for a folder without an __init__.py."""
 
     text: str
     file: str
@@ -76,7 +76,10 @@ class Shipped(MetaPathFinder, ExecutionLoader):
         self.modules = modules
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        return spec_from_loader(name, self) if name in self.modules else None
+        if name not in self.modules:
+            return None
+        is_folder = not self.modules[name].file  # whose module has no file: who looks through modules expects that
+        return ModuleSpec(name, None, is_package=True) if is_folder else spec_from_loader(name, self)
 
     def is_package(self, name: str) -> bool:
         return self.modules[name].is_package

@@ -46,6 +46,7 @@ from .code import Code
 from .elastic import run_elastic
 from .nodes import check_nodes, refuse_vanishing
 from .placement import AskingPool, TeacherPool, held_by, place, placed_teachers
+from .pruned import FILE, keeps_pruned, settled, told, write
 from .ray_train import run_on_ray
 from .session import RaySession, resources, share_out
 from .signals import graceful
@@ -143,17 +144,25 @@ class Experiment:
         parts = self.check(config)
         caches = self.caches_of(config, parts.data)
         needed = _checkpoint_bytes(parts) * (config.checkpoint.keep + 1)
-        data = parts.data
+        data, text, begins_with = parts.data, to_yaml(config), None
+        if keeps_pruned(config, path):
+            begins_with = parts
+            self.console.say(told(parts))
+            text = to_yaml(settled(config, parts, FILE))  # the name alone: the folder may be moved
+            config = settled(config, parts, str(path / FILE))
         del parts
         run = RunFolder.create(
             path,
-            config_text=to_yaml(config),
+            config_text=text,
             command=self.command,
             plugins=self.registry.fingerprint(),
             data=data.fingerprint(),
             recipe=digest(config),
             needed_bytes=needed,
         )
+        if begins_with:
+            write(begins_with, path)
+            del begins_with
         return self._advance(run, config, data, caches)
 
     def _advance(
@@ -269,6 +278,8 @@ class Experiment:
                     f"{key}.train: {teacher.train} trains a student with the head of its loss '{label}', which is not "
                     f"the network {teacher.model}: a teacher keeps its own head"
                 )
+        if recipe.student.prune:
+            raise ConfigError(f"{key}.train: {teacher.train} prunes its student, and a teacher is trained whole")
         wanted, made = ({"model": m.model, **m.options} for m in (teacher, recipe.student))
         for option in wanted.keys() | made.keys():
             if wanted.get(option) != made.get(option):

@@ -85,7 +85,7 @@ def rebuild(
     heads = {label: losses[label] for label, cls in classes.items() if cls.deployed is not Distiller.deployed}
     named = {of for label in heads for of in _teachers_of(losses[label], classes[label], teachers)}
     views = {name for label in heads for name in classes[label].requires.views}
-    keys = {key: getattr(network, key) for key in ("model", "layers")}
+    keys = {key: getattr(network, key) for key in ("model", "layers", "pruned")}
     untrained = {
         name: t.model_copy(update={"weights": None, "checkpoint": None, "cache": None})
         for name, t in teachers.items()

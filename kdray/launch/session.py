@@ -17,10 +17,12 @@ from ..errors import ConfigError
 from .reaper import reaping
 
 # Ray reads these at import; what the user has set stays. Without the first, workers notice nothing for 2 s at a time.
+# The preemption watcher is a process that tells workers what lookout.py acts upon.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -12,6 +12,7 @@ from ..config.schema import LayersConfig, ModelConfig
 from ..errors import ConfigError, PluginError, did_you_mean
 from ..specs import Layers, ModelSpec
 from .factory import call_factory
+from .prune import narrow
 
 
 @dataclass
@@ -37,6 +38,8 @@ def build_model(config: ModelConfig, registry, num_classes: int, in_channels: in
         built = Built(call_factory(config.model, config.options, num_classes, in_channels), Layers())
     else:
         built = _from_spec(registry.get("models", config.model), config, num_classes, in_channels)
+    if config.pruned:
+        narrow(built.model, config.pruned.widths, f"model {config.model}")
     layers = getattr(built.model, "kdray_layers", built.layers)
     built.layers = _override(layers, config.layers) if config.layers else layers
     return built

@@ -5,7 +5,7 @@ from ..hooks import hookimpl
 
 @hookimpl
 def kdray_models():
-    # Here, not above: torch and torchvision take a second to import.
+    # Here, not above: torch takes a second to import.
     from . import convnet, vision
     from .cifar import MODELS
 

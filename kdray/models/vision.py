@@ -10,10 +10,36 @@ from urllib.parse import urlparse
 
 import torch
 from torch import nn
-from torchvision import models
 
 from ..errors import ConfigError
 from ..specs import Layers, ModelSpec
+
+V1, V2, SWAG = "IMAGENET1K_V1", "IMAGENET1K_V2", ("IMAGENET1K_SWAG_E2E_V1", "IMAGENET1K_SWAG_LINEAR_V1")
+
+# Published weights, and the networks that have them. Written down, for torchvision takes two seconds to import (torch's
+# compiler comes with it); a test holds this against the installed one.
+_PUBLISHED = {
+    (V1,): """
+        alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169
+        densenet201 efficientnet_b0 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5
+        efficientnet_b6 efficientnet_b7 efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s googlenet
+        inception_v3 maxvit_t mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v3_small resnet18 resnet34
+        resnext101_64x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0
+        squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vgg11 vgg11_bn vgg13
+        vgg13_bn vgg16_bn vgg19 vgg19_bn vit_b_32 vit_l_32
+    """,
+    (V1, V2): """
+        efficientnet_b1 mobilenet_v2 mobilenet_v3_large regnet_x_16gf regnet_x_1_6gf regnet_x_32gf
+        regnet_x_3_2gf regnet_x_400mf regnet_x_800mf regnet_x_8gf regnet_y_1_6gf regnet_y_3_2gf regnet_y_400mf
+        regnet_y_800mf regnet_y_8gf resnet101 resnet152 resnet50 resnext101_32x8d resnext50_32x4d
+        wide_resnet101_2 wide_resnet50_2
+    """,
+    ("IMAGENET1K_FEATURES", V1): "vgg16",
+    SWAG: "regnet_y_128gf vit_h_14",
+    (*SWAG, V1): "vit_b_16 vit_l_16",
+    (*SWAG, V1, V2): "regnet_y_16gf regnet_y_32gf",
+}
+WEIGHTS = {name: weights for weights, names in _PUBLISHED.items() for name in names.split()}
 
 # Blocks in the four stages of the residual networks, by depth.
 RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -37,15 +63,17 @@ def specs() -> list[ModelSpec]:
             build=partial(build, name),
             layers=_layers(name),
             summary=f"torchvision's {name}, for RGB pictures",
-            weights=tuple(sorted(models.get_model_weights(name).__members__, key=lambda w: (w != "DEFAULT", w))),
+            weights=("DEFAULT", *WEIGHTS[name]),
             normalize=partial(normalize, name),
         )
-        for name in models.list_models(module=models)
+        for name in sorted(WEIGHTS)
     ]
 
 
 def build(name: str, *, num_classes: int, in_channels: int, weights: str | None = None, options=None) -> nn.Module:
     """torchvision's network, in its initial state or with published weights. Auxiliary classifiers are taken off."""
+    from torchvision import models
+
     if in_channels != 3:
         raise ConfigError(f"model torchvision/{name} takes pictures of 3 channels; the data has {in_channels}.")
     if weights is None:
@@ -70,6 +98,8 @@ def build(name: str, *, num_classes: int, in_channels: int, weights: str | None 
 
 def normalize(name: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation that the named weights were trained with."""
+    from torchvision import models
+
     transforms = models.get_model_weights(name)[weights].transforms()
     return tuple(transforms.mean), tuple(transforms.std)
 

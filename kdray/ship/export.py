@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,14 +12,16 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..config.load import load_config
-from ..config.schema import Config
+from ..config.schema import Config, ModelConfig
 from ..data.feed import Feed
 from ..errors import ConfigError, RunFailed
 from ..launch.measure import Rebuilt, rebuild
 from ..registry import Registry
 from ..run.folder import RunFolder
 from .deployable import Deployable
-from .formats import FORMATS, Runs
+from .formats import FORMATS, Runs, name_facts
+from .int8 import quantise
+from .versus import versus
 
 COMPARED = 64
 """Test pictures that both are asked for."""
@@ -27,13 +31,25 @@ CLOSE = 1e-3
 """Largest difference of a logit, as a share of the largest logit: kernels add in another order, no more."""
 
 
-def export(run: RunFolder, name: str, output: Path | None, best: bool, registry: Registry, data_root: Path) -> dict:
+def export(
+    run: RunFolder,
+    name: str,
+    output: Path | None,
+    best: bool,
+    registry: Registry,
+    data_root: Path,
+    int8: bool = False,
+) -> dict:
     """Write the student in the format `name`, to `output` or into the run's folder `export`. Returns the facts, with
-    `file`, `bytes`, and the largest `difference` of a logit that was seen.
+    `file`, `bytes`, and the largest `difference` of a logit that was seen. int8: weights and activations in 8 bits
+    (onnx only); the facts have `versus` then, the file beside the one in fp32.
 
-    Raises ConfigError where the student cannot be had in that format, RunFailed where the file answers otherwise.
+    Raises ConfigError where the student cannot be had in that format or the file not be written, RunFailed where the
+    file answers otherwise.
     """
     format = FORMATS[name]
+    if int8 and name != "onnx":
+        raise ConfigError(f"int8 is written in the format onnx alone, not in {name}: docs/export.md says why")
     format.check(name)
     config, found = rebuilt(run, best, registry, data_root)
     if name == "pytorch" and found.network is not found.parts.student.model:
@@ -43,19 +59,53 @@ def export(run: RunFolder, name: str, output: Path | None, best: bool, registry:
         )
     network, pictures = Deployable(found.network, found.normalize), test_pictures(found, config)
     facts = facts_of(run, config, found, pictures, best)
-    file = output or run.path / "export" / f"{run.name}{'-best' if best else ''}{format.suffix}"
+    kind = f"{'-best' if best else ''}{'-int8' if int8 else ''}"
+    file = output or run.path / "export" / f"{run.name}{kind}{format.suffix}"
     if file.suffix != format.suffix:
         raise ConfigError(f"{file}: a file of the format {name} ends in {format.suffix}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".writing-{file.name}")
-    try:
+    with _part_of(file) as part:
         # An example of one picture would be taken for the only size of a batch.
         format.write(network, pictures[:2], facts, part)
         difference = compare(network, format.read(part)[0], pictures)
+        if int8:
+            facts = _in_int8(part, facts, found, config)
         os.replace(part, file)
+    return {**facts, "file": str(file), "format": name, "bytes": file.stat().st_size, "difference": difference}
+
+
+@contextlib.contextmanager
+def _part_of(file: Path) -> Iterator[Path]:
+    """Where it is written first. Raises ConfigError where nothing can be."""
+    part = file.with_name(f".writing-{file.name}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        part.touch()
+    except OSError as error:
+        raise ConfigError(
+            f"{file} cannot be written: {error.strerror or error}. Choose another place with --output FILE"
+        ) from error
+    try:
+        yield part
     finally:
         part.unlink(missing_ok=True)
-    return {**facts, "file": str(file), "format": name, "bytes": file.stat().st_size, "difference": difference}
+
+
+def _in_int8(part: Path, facts: dict, found: Rebuilt, config: Config) -> dict:
+    """Put the file in int8 into the place of the one in fp32. Returns its facts."""
+    onnx, data = FORMATS["onnx"], found.parts.data
+    small = part.with_name(f"{part.name}.int8")
+    try:
+        calibrated_on = quantise(part, data, config, small)
+        beside = versus({"fp32": (part, onnx.read(part)[0]), "int8": (small, onnx.read(small)[0])}, data, config)
+        facts = {**facts, "accuracy": beside["int8"]["accuracy"], "int8": {"calibrated_on": calibrated_on}}
+        name_facts(small, facts)
+        beside["int8"]["bytes"] = small.stat().st_size
+        os.replace(small, part)
+    finally:
+        small.unlink(missing_ok=True)
+    return {**facts, "versus": beside}
 
 
 def student_of(run: RunFolder, best: bool, registry: Registry, data_root: Path) -> tuple[Runs, dict]:
@@ -86,7 +136,7 @@ def facts_of(run: RunFolder, config: Config, found: Rebuilt, pictures: Tensor, b
     return {
         "kdray": __version__,
         "run": run.name,
-        "network": {"model": student.model, **student.options},
+        "network": {"model": student.model, **_narrower(student), **student.options},
         "data": config.data.name,
         "classes": list(found.parts.data.test.source.class_names),
         "input": {"name": "pictures", "dtype": "uint8", "shape": ["batch", *pictures.shape[1:]]},
@@ -94,6 +144,11 @@ def facts_of(run: RunFolder, config: Config, found: Rebuilt, pictures: Tensor, b
         "evaluate": config.data.model_dump(mode="json")["evaluate"],
         "accuracy": accuracy,
     }
+
+
+def _narrower(student: ModelConfig) -> dict:
+    """What is left of a pruned network; nothing of others."""
+    return {"pruned": {"widths": student.pruned.widths}} if student.pruned else {}
 
 
 @torch.no_grad()

@@ -68,8 +68,17 @@ def _write_onnx(network: nn.Module, example: Tensor, facts: dict, file: Path) ->
     program = torch.onnx.export(
         network, (example,), dynamo=True, dynamic_shapes=_batch_is_free(), verbose=False, **names
     )
-    program.model.metadata_props[FACTS] = json.dumps(facts)
     program.save(file, external_data=False)
+    name_facts(file, facts)
+
+
+def name_facts(file: Path, facts: dict) -> None:
+    """Write them into an ONNX file, in the place of others."""
+    import onnx
+
+    model = onnx.load(file)
+    onnx.helper.set_model_props(model, {FACTS: json.dumps(facts)})
+    onnx.save(model, file)
 
 
 def _read_onnx(file: Path) -> tuple[Runs, dict]:

@@ -33,6 +33,19 @@ def test_help_is_quick():
         assert verb in result.stdout
 
 
+def test_training_in_one_process_waits_for_no_compiler(desk):
+    """torch's own takes longer to import than the rest of torch, and torchvision and torch's optimizers bring it in."""
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "kdray", "train", desk.config()],
+        cwd=desk.path,
+        capture_output=True,
+        text=True,
+    )
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert result.returncode == 0 and "torch.optim" in imported
+    assert not {"torch._dynamo", "torchvision", "torch.distributed.tensor", "ray"} & imported
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_has_examples(desk, verb):
     shown = desk(verb, "--help")

@@ -135,6 +135,24 @@ def test_a_failed_download_leaves_nothing(load, tmp_path, monkeypatch):
     assert keep.exists() and not list((tmp_path / "cifar10").glob("*.gz"))
 
 
+def test_stl10(load, tmp_path, monkeypatch):
+    """Its pictures are stored column by column, a channel after the other."""
+    root = tmp_path / "stl10" / "stl10_binary"
+    root.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 3, 96, 96), dtype=np.uint8)
+    for name, part in (("train", pixels[:20]), ("test", pixels[20:])):
+        (root / f"{name}_X.bin").write_bytes(part.tobytes())
+        (root / f"{name}_y.bin").write_bytes(bytes(1 + i % 10 for i in range(len(part))))
+    (root / "class_names.txt").write_text("\n".join(f"class{i}" for i in range(10)))
+    files = [[file.name, hashlib.md5(file.read_bytes()).hexdigest()] for file in sorted(root.glob("*.bin"))]
+    monkeypatch.setattr(datasets.STL10, "train_list", [file for file in files if file[0].startswith("train")])
+    monkeypatch.setattr(datasets.STL10, "test_list", [file for file in files if file[0].startswith("test")])
+    data = load(name="stl10")
+    assert torch.equal(data.train.source.images, torch.from_numpy(pixels[:20]).transpose(2, 3))
+    assert torch.equal(data.test.source.images, torch.from_numpy(pixels[20:]).transpose(2, 3))
+    assert data.train.labels.tolist() == [*range(10), *range(10)] and data.num_classes == 10
+
+
 def test_fashion_mnist(load, tmp_path, monkeypatch):
     raw = tmp_path / "fashion_mnist" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)

@@ -1,14 +1,10 @@
-"""The tutorial, done from its text: every file is written, every command runs."""
+"""The page on plugins, done from its text: every file is written, every command runs."""
 
-import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tutorial import PAGE, commands, files
+from tutorial import PAGE, commands, files, run
 
 
 @pytest.fixture(scope="module")
@@ -17,15 +13,6 @@ def folder(tmp_path_factory) -> Path:
     for name, text in files().items():
         (folder / name).write_text(text)
     return folder
-
-
-def run(command: str, folder: Path) -> str:
-    words = shlex.split(command.replace("--num-workers 2", "--num-workers 0"))
-    program = {"kdray": [sys.executable, "-m", "kdray"], "python": [sys.executable]}[words[0]]
-    environment = {**os.environ, "COLUMNS": "200"}
-    done = subprocess.run([*program, *words[1:]], cwd=folder, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.mark.parametrize("command", commands())

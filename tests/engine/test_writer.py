@@ -21,6 +21,7 @@ from kdray.errors import PluginError, RunFailed
 from kdray.launch.experiment import Experiment
 from kdray.run.console import Console
 from kdray.run.folder import RunFolder
+from kdray.run.metrics import FileLog
 
 # 5 steps an epoch, checkpoints after steps 2, 4, 5, 6, 8 and 10: that of step 4 waits for that of step 2.
 SETTINGS = {
@@ -168,16 +169,21 @@ def test_what_stops_the_writer_ends_the_run(train, monkeypatch, step):
     assert not (run.path / "student.safetensors").exists()
 
 
-@pytest.mark.parametrize("also", [False, True], ids=["written", "not written"])
-def test_an_error_of_the_training_is_told_whatever_the_writer_does(train, monkeypatch, also):
-    """And the checkpoint that was being written is there."""
-    save, log_step, failed = checkpoint.save, Training._log_step, threading.Event()
+@pytest.mark.parametrize("also", ["", "not written", "ended by who is told"])
+def test_an_error_of_the_training_is_told_whatever_comes_of_the_writer(train, monkeypatch, also):
+    """And the checkpoint that was being written is there. Ray Tune may end a trial when it is told of one."""
+    save, log_step, failed, note = checkpoint.save, Training._log_step, threading.Event(), FileLog.row
 
     def slow(run, counters, *more):
         assert failed.wait(PATIENCE)
-        if also:
+        if also == "not written":
             monkeypatch.setattr(checkpoint, "_sha256", fails)
         return save(run, counters, *more)
+
+    def leave(self, row):
+        note(self, row)
+        if also == "ended by who is told" and row["kind"] == "checkpoint":
+            raise SystemExit
 
     def fail(self, *what):
         log_step(self, *what)
@@ -186,12 +192,15 @@ def test_an_error_of_the_training_is_told_whatever_the_writer_does(train, monkey
             raise PluginError("the sky fell")
 
     monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(FileLog, "row", leave)
     monkeypatch.setattr(Training, "_log_step", fail)
     with pytest.raises(PluginError, match="the sky fell"):
         train("run")
     run = RunFolder(find_project().root / "runs" / "run")
-    assert [path.name for path in checkpoints(run.path / "checkpoints")] == ([] if also else ["step-000000002"])
-    assert (("checkpoint", 2) in told(run)) is not also
+    assert [path.name for path in checkpoints(run.path / "checkpoints")] == (
+        [] if also == "not written" else ["step-000000002"]
+    )
+    assert (("checkpoint", 2) in told(run)) is (also != "not written")
 
 
 def test_an_interrupt_abandons_what_is_being_written(train, monkeypatch):

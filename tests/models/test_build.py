@@ -3,6 +3,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from torchvision import models
 
 from kdray import ConfigError
 from kdray.config.schema import StudentConfig
@@ -84,6 +85,12 @@ def test_torchvision_preactivations_are_not_overwritten(registry):
     out = Tapped(built.model, built.layers, ALL)(torch.randn(2, 3, 32, 32))
     for before, after in zip(out.preactivations[1:], out.features[1:]):
         assert before.min() < 0 and torch.equal(before.relu(), after)
+
+
+def test_torchvision_has_the_networks_and_weights_that_are_written_down(registry):
+    there = {name: set(models.get_model_weights(name).__members__) for name in models.list_models(module=models)}
+    ours = {name: set(spec.weights) for name, spec in registry.models.items() if name.startswith("torchvision/")}
+    assert ours == {f"torchvision/{name}": weights for name, weights in there.items()}
 
 
 def test_torchvision_weights(registry, tmp_path, monkeypatch):

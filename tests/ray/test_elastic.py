@@ -74,6 +74,11 @@ def test_a_node_is_lost_and_another_comes_and_the_losses_stay(tmp_path, monkeypa
     def sizes():
         return [row["workers"] for row in run.rows("epoch")] if run.path.exists() else []
 
+    def kept():
+        """An epoch of two workers stands before a checkpoint: else it would go with the node."""
+        of_two = [row["step"] for row in run.rows("epoch") if row["workers"] == 2] if run.path.exists() else []
+        return of_two and run.rows("checkpoint") and run.rows("checkpoint")[-1]["step"] >= of_two[0]
+
     with cluster() as made, RaySession(made.address):
         nodes = [made.add_node(num_cpus=1) for _ in range(2)]
         made.wait_for_nodes()
@@ -81,13 +86,13 @@ def test_a_node_is_lost_and_another_comes_and_the_losses_stay(tmp_path, monkeypa
         # Not in the main thread: nodes can be made only there.
         thread = threading.Thread(target=experiment.start, args=[config], daemon=True)
         thread.start()
-        wait_until(lambda: len(sizes()) >= 3 and sizes()[-1] == 2, "epochs of two workers", 150)
+        wait_until(lambda: kept() and sizes()[-1] == 2, "a checkpoint of two workers", 300)
         made.remove_node(nodes[1])
-        wait_until(lambda: sizes()[-1:] == [1], "an epoch of one worker", 150)
+        wait_until(lambda: sizes()[-1:] == [1], "an epoch of one worker", 300)
         made.add_node(num_cpus=1)
-        wait_until(lambda: sizes()[-1:] == [2], "an epoch of two workers again", 150)
+        wait_until(lambda: sizes()[-1:] == [2], "an epoch of two workers again", 300)
         (tmp_path / "go").touch()
-        thread.join(120)
+        thread.join(300)
 
     assert run.finished, run.status
     assert [n for n, before in zip(sizes(), [0, *sizes()]) if n != before][-3:] == [2, 1, 2]

@@ -132,6 +132,29 @@ def test_another_suffix(ship, tmp_path):
         ship("onnx", output=tmp_path / "a.pt2")
 
 
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_a_place_that_cannot_be_written(ship, tmp_path, place):
+    """A file where a folder is needed, and a folder where the file is."""
+    (tmp_path / "notes").touch()
+    (tmp_path / "taken.pt2").mkdir()
+    output = tmp_path / "notes" / "a.pt2" if place == "file" else tmp_path / "taken.pt2"
+    with pytest.raises(ConfigError, match=r"cannot be written: .*--output FILE"):
+        ship("torch.export", output=output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "taken.pt2"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "no picture"])
+def test_a_picture_that_cannot_be_read(run, home, tmp_path, kind):
+    file = tmp_path / "a.png"
+    file.write_bytes(b"not a picture")
+    if kind == "folder":  # between the listing and the reading it may become anything
+        file.unlink()
+        file.mkdir()
+    runs, facts = student_of(run, False, home.registry, find_project().data)
+    with pytest.raises(ConfigError, match=r"a\.png"):
+        list(predict(runs, facts, [file], 3, home.registry))
+
+
 def test_pictures_from_files(run, home, tmp_path):
     """Also larger ones: they are made to fit."""
     source = digits(None, None, "test")

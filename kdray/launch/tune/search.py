@@ -107,6 +107,11 @@ class Tune(Experiment):
     def _check_search(self, prepared: Prepared) -> Parts:
         if prepared.tune.searcher == "optuna":
             need_optuna()
+        if prepared.config.student.prune:
+            raise ConfigError(
+                "student.prune: a search prunes nothing. Prune once, by `kdray train`, and search with the config of "
+                "that run (`extends: runs/NAME/config.yaml`)"
+            )
         return self.check(prepared.config)
 
     @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""Published tables of results, and how they are run again: `kdray reproduce`."""
