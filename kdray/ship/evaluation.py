@@ -77,7 +77,7 @@ class Evaluation:
         if run and _place(config) != _place(before):
             return self._other_data(split)
         data = load_data(config.data, config.seed, self.registry, self.data_root)
-        if run and data.fingerprint() != run.data:
+        if run and run.data and data.fingerprint() != run.data:
             self.notes.append("the pictures are others than those that the run began with")
         return data
 
@@ -85,17 +85,16 @@ class Evaluation:
         """The command line names a data set or a place that is not the run's: its own pictures, which have moved; or
         others, which are measured as the run's test set, by its classes and its normalisation."""
         config, run = self.subject.config, self.subject.run
-        try:
-            own = own_data(run, self.subject.trained_as, self.registry, self.data_root)
-        except ConfigError as error:
+        own, why = None, f"of which alone there is --split {split}"
+        if split == "test":
+            try:
+                own = own_data(run, self.subject.trained_as, self.registry, self.data_root)
+            except ConfigError as error:
+                why = f"whose classes and normalisation are needed: {error}"
+        if own is None:
             if (moved := self._moved()) is not None:
                 return moved
-            raise ConfigError(
-                f"{config.data.name} is not what {run.name} was trained on, whose classes and normalisation are "
-                f"needed: {error}"
-            ) from error
-        if split != "test":
-            raise ConfigError(f"of other data than {run.name} was trained on there is --split test alone")
+            raise ConfigError(f"{config.data.name} is not what {run.name} was trained on, {why}")
         if config.data.normalize:
             own = replace(own, mean=tuple(config.data.normalize.mean), std=tuple(config.data.normalize.std))
         self.is_other = True

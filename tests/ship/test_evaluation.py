@@ -135,7 +135,7 @@ def test_other_classes_are_refused(home, run, tmp_path):
     assert resized["samples"] == 12
     with pytest.raises(ConfigError, match=r"3 channels, and digits.*of 1: data.channels=1"):
         evaluated(home, run, "data.name=folder", f"data.path={tmp_path / 'b'}")
-    with pytest.raises(ConfigError, match="--split test alone"):
+    with pytest.raises(ConfigError, match="not what kd was trained on, of which alone there is --split train"):
         evaluated(home, run, *others(tmp_path / "b"), split="train")
     with pytest.raises(ConfigError, match=r"no folder .*nowhere"):
         evaluated(home, run, *others(tmp_path / "nowhere"))
