@@ -19,12 +19,13 @@ class Requires:
     """Which outputs of each network a distiller reads: any of `OUTPUTS`. The engine taps just these.
 
     views: further pictures of each sample, by the names of `data.extra_views`. Both networks see them too, and their
-    outputs stand in `Outputs.views`.
+    outputs stand in `Outputs.views`. student_views: whether the student does; else only what the teacher says is there.
     """
 
     student: frozenset[str] | set[str] = frozenset()
     teacher: frozenset[str] | set[str] = frozenset()
     views: tuple[str, ...] = ()
+    student_views: bool = True
 
     def __post_init__(self):
         for side in ("student", "teacher"):

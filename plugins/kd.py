@@ -30,9 +30,27 @@ class KD(Distiller):
         return T**2 * F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True)
 
 
+class ViewKD(KD):
+    """T² · KL(softmax(z_t(x′) / T) ‖ softmax(z_s(x) / T)): the teacher is asked about another view of the sample.
+
+    x′ is `data.extra_views.teacher`, which the student does not see. Without augmentation it is the picture as it is,
+    always the same: the fixed teacher that Beyer et al. (figure 3) compare with a consistent one.
+    """
+
+    requires = Requires(student={"logits"}, teacher={"logits"}, views=("teacher",), student_views=False)
+    paper = (
+        "Beyer et al.: Knowledge Distillation: A Good Teacher Is Patient and Consistent. CVPR 2022, arXiv 2106.05237"
+    )
+    published = None
+
+    def forward(self, student, teacher, batch, step):
+        return super().forward(student, teacher.views["teacher"], batch, step)
+
+
 @hookimpl
 def kdray_distillers():
-    return [DistillerSpec("kd", KD)]
+    fixed = "Knowledge distillation from what the teacher says of another view: fixed, or drawn anew"
+    return [DistillerSpec("kd", KD), DistillerSpec("viewkd", ViewKD, summary=fixed)]
 
 
 @hookimpl

@@ -170,6 +170,9 @@ class Training:
             name: Feed(parts.data.train, pipeline, config.data.threads, device)
             for name, pipeline in parts.views.items()
         }
+        asked = (distiller.requires for _, distiller in objective.by_label())
+        self.seen = {name for requires in asked if requires.student_views for name in requires.views}
+        """The views that the student sees."""
         # Of the losses' draws, on the CPU and on the device; seeded at every step.
         self.generators = [torch.Generator(place) for place in dict.fromkeys(("cpu", device.type))]
         self.counters = Counters(digest=digest(config))
@@ -475,10 +478,9 @@ class Training:
             self.parts.student.model.set_requires_gradient_sync(update)
         with self.wrapped.no_sync() if distributed and not update else nullcontext():
             teachers = self.parts.teachers(inputs.pictures, inputs.views, self._heard(concerned), inputs.known)
-            x, *more = (
-                self.parts.normalize(p, self.parts.precision.dtype) for p in (inputs.pictures, *inputs.views.values())
-            )
-            terms = self.wrapped(x, dict(zip(inputs.views, more)), teachers, batch, step)
+            seen = {name: view for name, view in inputs.views.items() if name in self.seen}
+            x, *more = (self.parts.normalize(p, self.parts.precision.dtype) for p in (inputs.pictures, *seen.values()))
+            terms = self.wrapped(x, dict(zip(seen, more)), teachers, batch, step)
             self._check_terms(list(terms), concerned)
             # Means over unequal parts: a part counts by its rows, so that the workers' average is the global mean.
             part = len(batch.index) * context.world_size / batch.size / self.at.batches_of_update

@@ -85,7 +85,7 @@ def gradients(subject: Subject) -> str:
             _is_read(subject, kind),
             f"the student's {kind} takes no gradient and does not matter to the loss: take it out of requires",
         )
-    for view in requires.views if kinds else ():
+    for view in requires.views if kinds and requires.student_views else ():
         demand(
             any(place.startswith(f"views.{view}.") for place in reached),
             f"no gradient reaches what the student says of the view '{view}'",

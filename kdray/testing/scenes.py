@@ -166,7 +166,7 @@ class Scene:
             return found
 
         found = of("")
-        found.views = {name: of(name) for name in requires.views}
+        found.views = {name: of(name) for name in requires.views if side == "teacher" or requires.student_views}
         return found
 
     def answering(self, requires: Requires) -> nn.Module:
