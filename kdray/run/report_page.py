@@ -18,7 +18,7 @@ STYLE = """
   :root { --ink: #dde2e8; --soft: #98a2ae; --line: #353c46; --paper: #16191e; --tint: #1f242b; --mark: #82aee6; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 60rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 62rem; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.3rem; margin: 3rem 0 .8rem; padding-top: 1rem; border-top: 1px solid var(--line); }
@@ -30,9 +30,10 @@ nav a { color: var(--mark); text-decoration: none; margin-right: 1.1rem; white-s
 nav a:hover { text-decoration: underline; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .9rem .4rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .4rem .75rem .4rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child, th.left, td.left { text-align: left; }
-thead th { font-weight: 600; color: var(--soft); }
+th:last-child, td:last-child { padding-right: 0; }
+thead th { font-weight: 600; color: var(--soft); white-space: normal; vertical-align: bottom; }
 figure { margin: 1.2rem 0 1.8rem; }
 figure img { display: block; max-width: 100%; height: auto; padding: .5rem; background: #ffffff; border-radius: 6px;
   border: 1px solid var(--line); }

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 from torch import nn
 
 from kdray.config.load import load_config
@@ -129,6 +131,46 @@ def test_the_page_has_everything_in_it(written, numbers):
     assert page.rows[3][3] == f"{100 * last['mean']:.2f} ± {100 * last['deviation']:.2f} %"
     assert "http" not in re.sub(r"base64,[\w+/=]+", "", (written / "report.html").read_text())
     assert not list(written.glob(".writing-*"))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium without a window, and without the network."""
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (program and driver):
+        pytest.skip("no browser here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    quiet = ("no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-component-update")
+    for flag in ("headless=new", "disable-sync", "disable-quic", *quiet):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('browser')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options=options, service=Service(driver)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("width", [1280, 700])
+def test_a_browser_shows_it(written, browser, width):
+    browser.set_window_size(width, 900)
+    browser.get((written / "report.html").as_uri())
+    assert browser.title == "kd · kdray report" and browser.get_log("browser") == []
+    images = "return [...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])"
+    for complete, pixels, shown in browser.execute_script(images):
+        assert complete and 200 < shown <= min(pixels + 40, width)
+    wider = "return [document.documentElement, ...document.querySelectorAll('figure, p')]"
+    assert not browser.execute_script(f"{wider}.filter(e => e.scrollWidth > e.clientWidth).map(e => e.tagName)")
+    if width == 1280:  # on a narrow screen, tables can be moved to the side
+        tables = "return [...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth).length"
+        assert browser.execute_script(tables) == 0
+    for link in browser.find_elements("css selector", "nav a"):
+        link.click()
+        section = f"return document.querySelector('{link.get_attribute('hash')}').getBoundingClientRect().top"
+        assert browser.execute_script(section) < 900
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(22, 25, 30)"
 
 
 def test_the_table_is_what_the_runs_say(runs, numbers):
