@@ -210,8 +210,9 @@ class Reproduce(Experiment):
 
     def _stored(self, config: Config, weights: str, share: Share) -> bool:
         """Store what the teacher of a cell answers. Whether that could be done; else the teacher is live."""
-        scale = config.scale.model_copy(update={"num_workers": share.at_once, "cpus_per_worker": share.cpus})
-        config = config.model_copy(update={"scale": scale})
+        gpus = int(sum(node.get("GPU", 0.0) for node in self.session.nodes()))  # of which runs may share one
+        workers = {"num_workers": gpus or share.at_once, "cpus_per_worker": None}
+        config = config.model_copy(update={"scale": config.scale.model_copy(update=workers)})
         precompute = Precompute(self.registry, self.project, self.console, self.command, self.address)
         parts = self._parts(_cached(config, False), {"teacher": weights})
         if reason := too_large(precompute, config, parts, self.project.cache):
