@@ -28,7 +28,7 @@ def reproduce(
     name: Annotated[str | None, typer.Option("--name", help="Name of the folder. Default: the table's.")] = None,
     max_concurrent: Annotated[int | None, typer.Option("--max-concurrent", min=1, help="Runs at a time.")] = None,
     cpus_per_run: Annotated[
-        float | None, typer.Option("--cpus-per-run", min=0, help="CPUs of a run, fractions allowed. Default: 1.")
+        float | None, typer.Option("--cpus-per-run", min=0.01, help="CPUs of a run, fractions allowed. Default: 1.")
     ] = None,
     gpus_per_run: Annotated[
         float | None,
@@ -75,9 +75,7 @@ def reproduce(
         return
     console.say(_plan_text(summary))
     try:
-        limits = TuneConfig(
-            max_concurrent=max_concurrent, cpus_per_trial=cpus_per_run or None, gpus_per_trial=gpus_per_run
-        )
+        limits = TuneConfig(max_concurrent=max_concurrent, cpus_per_trial=cpus_per_run, gpus_per_trial=gpus_per_run)
     except ValidationError as error:
         raise ConfigError(str(error)) from None
     result = experiment.start(plan, limits)
@@ -94,12 +92,16 @@ def _plan_text(plan: dict) -> str:
     from ..run.console import duration
 
     macs = plan["macs"]
-    counts = " × ".join(f"{len(plan[key])} {key}" for key in ("pairs", "methods", "seeds"))
+    counts = " × ".join(_counted(len(plan[kind + "s"]), kind) for kind in ("pair", "method", "seed"))
     lines = [
         f"{plan['name']}: {plan['table']}",
-        f"  {counts}: {plan['runs']:,} runs, {plan['finished']:,} of them finished, {plan['left']:,} to do; "
-        f"{plan['teachers']} teachers to train first",
-        f"  left: {plan['epochs']:,} epochs, {plan['pictures']:,} pictures, {macs:.2g} multiply-accumulates, were all "
-        f"teachers live: {duration(macs / 1e12)} at 10¹² a second",
+        f"  {counts}: {_counted(plan['runs'], 'run')}, {plan['finished']:,} of them finished, {plan['left']:,} to do; "
+        f"{_counted(plan['teachers'], 'teacher')} to train first",
+        f"  left: {_counted(plan['epochs'], 'epoch')}, {plan['pictures']:,} pictures, {macs:.2g} multiply-accumulates, "
+        f"were all teachers live: {duration(macs / 1e12)} at 10¹² a second",
     ]
     return "\n".join([*lines, *(f"  cannot be built: {run}: {why}" for run, why in plan["failed"].items())])
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

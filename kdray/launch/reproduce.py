@@ -32,6 +32,9 @@ from .session import RaySession
 from .tune.answers import too_large
 from .tune.share import Share, share_out_trials
 
+LITTLE = 10**11
+"""Multiply-accumulates that take less time in this process than it takes to start others."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -78,6 +81,8 @@ class Reproduce(Experiment):
         """Nothing is done but building each network once. Raises MismatchError where a run has begun with other
         values."""
         plan, works = Plan(job), {}
+        kinds = len({(cell.pair, cell.method) for cell in job.cells})
+        self.console.say(f"building each of {kinds} kinds of runs once, to see how much work it is")
         for name, cell in job.runs.items():
             run, key = self._run(name, cell), (cell.pair, cell.method)
             self._check_same(run, cell)
@@ -133,8 +138,7 @@ class Reproduce(Experiment):
 
     def _work(self, config: Config) -> Work:
         parts = self._parts(config)
-        feed = Feed(parts.data.train, parts.data.augment, 1, parts.device)
-        picture = parts.normalize(next(iter(feed.batches([torch.tensor([0])], view=0))), parts.precision.dtype)
+        picture = _picture(parts)
         stages = sum(phase.stage.epochs for phase in phases(parts.objective.by_label()) if phase.stage)
         epochs = config.schedule.epochs + stages
         # Backward takes twice as much as forward; a teacher has no backward.
@@ -210,14 +214,20 @@ class Reproduce(Experiment):
 
     def _stored(self, config: Config, weights: str, share: Share) -> bool:
         """Store what the teacher of a cell answers. Whether that could be done; else the teacher is live."""
-        scale = config.scale.model_copy(update={"num_workers": share.at_once, "cpus_per_worker": share.cpus})
-        config = config.model_copy(update={"scale": scale})
         precompute = Precompute(self.registry, self.project, self.console, self.command, self.address)
         parts = self._parts(_cached(config, False), {"teacher": weights})
         if reason := too_large(precompute, config, parts, self.project.cache):
             self.console.say(reason)
             return False
-        precompute.run(config)
+        missing = sum(work.plan.missing for work in precompute.works(config, parts))
+        gpus = int(sum(node.get("GPU", 0.0) for node in self.session.nodes()))  # of which runs may share one
+        is_little = missing * _macs(parts.teachers.networks()[0], _picture(parts)) < LITTLE
+        workers = {"num_workers": 0 if is_little else gpus or share.at_once, "cpus_per_worker": None}
+        try:
+            precompute.run(config.model_copy(update={"scale": config.scale.model_copy(update=workers)}))
+        except KdrayError as error:
+            self.console.say(f"the teacher's answers are not stored, it is live: {error}")
+            return False
         return True
 
     def _finish(self, folder: Path, job: Job) -> dict:
@@ -243,6 +253,12 @@ def _cached(config: Config, served: bool) -> Config:
     cache = (config.teacher.cache or CacheConfig()).model_copy(update={"fallback": "live", "fill": False})
     teacher = config.teacher.model_copy(update={"cache": cache if served else None})
     return config.model_copy(update={"teacher": teacher})
+
+
+def _picture(parts: Parts) -> torch.Tensor:
+    """The first training picture, normalised: (1, C, H, W)."""
+    feed = Feed(parts.data.train, parts.data.augment, 1, parts.device)
+    return parts.normalize(next(iter(feed.batches([torch.tensor([0])], view=0))), parts.precision.dtype)
 
 
 def _macs(network: torch.nn.Module, pictures: torch.Tensor) -> int:

@@ -18,6 +18,7 @@ from ray import tune
 
 from ..config.project import Project
 from ..config.schema import Config
+from ..errors import ConfigError
 from ..run.console import Console
 from ..run.folder import RunFolder
 from .code import Code
@@ -95,6 +96,8 @@ def one(drawn: dict, todo: Todo) -> None:
         experiment = Experiment(todo.code.load(), todo.project, Console(), todo.command)
         run, config = RunFolder(todo.paths[name]), todo.configs[name]
         config = config.model_copy(update={"scale": config.scale.model_copy(update={"num_workers": 0})})
+        if run.is_alive:
+            raise ConfigError(f"{run.path} is trained just now by process {run.status['pid']}; wait for it")
         if (run.path / "status.json").exists():
             experiment._advance(run, config)
         else:

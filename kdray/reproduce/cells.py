@@ -85,6 +85,8 @@ def job_of(name: str, table: Table, part: Part, configs: Path, runs: Path, regis
                     recipes[recipe] = load_config(given, part.overrides, registry=registry).config
             file = configs / entry.config.format(**networks)
             config = load_config(file, [*changes, *part.overrides], registry=registry).config
+            if config.engine.precision == "auto":
+                raise ConfigError(f"{file}: engine.precision is auto; the runs of a table have one: fp32, or bf16")
             folder = f"{method}/{networks['student']}" if entry.is_alone else f"{pair}/{method}"
             for seed in _seeds(part.seeds) or table.seeds:
                 own = config.model_copy(update={"seed": seed, "baseline": False, "tune": None, "trackers": []})

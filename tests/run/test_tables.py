@@ -139,6 +139,7 @@ def test_a_cache_makes_no_other_work(table, registry, tmp_path):
         ({"pairs": "a-c", "methods": "kd"}, "no number for kd of a-c"),
         ({"overrides": ("losses.kd.temperature=2",)}, "values of data, schedule, .* can be changed"),
         ({"overrides": ("seed=2",)}, "can be changed"),
+        ({"overrides": ("engine.precision=auto",)}, "the runs of a table have one"),
         ({"overrides": ("data.batch_sze=2",)}, "Did you mean 'batch_size'"),
     ],
 )
