@@ -21,6 +21,7 @@ from . import (
     resume,
     runs,
     schema,
+    serve,
     show,
     stop,
     train,
@@ -50,6 +51,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("serve")(serve.serve)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)
 app.command("schema")(schema.schema)
