@@ -33,11 +33,11 @@ def serve(
     """
     from ..config.project import find_project
     from ..errors import ConfigError
+    from ..launch.serve import need_serve
+    from ..launch.serve import serve as run_server
     from ..registry import Registry
     from ..run.folder import find_run
     from ..ship.export import export
-    from ..ship.serve import need_serve
-    from ..ship.serve import serve as run_server
 
     need_serve()
     name = what

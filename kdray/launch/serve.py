@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..launch.session import RaySession
 from ..registry import Registry
-from .formats import read
-from .predict import likeliest, preparation
+from ..ship.formats import read
+from ..ship.predict import likeliest, preparation
+from .session import RaySession
 
 WAIT = 0.005
 """Seconds that a picture waits for others to share its batch."""
 IN_HAND = 128
 """Pictures that a replica holds at least. Beyond it Ray Serve's proxy asks again later and later: with 4 in hand, 32
-clients got an eighth of the answers."""
+clients got about a seventh of the answers."""
 TOP = 3
 NAME = "kdray"
 
