@@ -21,10 +21,10 @@ from kdray.config.project import find_project
 from kdray.data.published import digits
 from kdray.errors import ConfigError
 from kdray.launch import serve as module
+from kdray.launch.serve import serve
 from kdray.ship.export import export
 from kdray.ship.formats import read
 from kdray.ship.predict import predict
-from kdray.launch.serve import serve
 from tests.conftest import Lab, hear_interrupts
 
 NUMBER = 40
