@@ -24,6 +24,7 @@ from . import (
     resume,
     runs,
     schema,
+    serve,
     show,
     stop,
     train,
@@ -56,6 +57,7 @@ app.command("report")(report.report)
 app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("serve")(serve.serve)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)
 app.command("schema")(schema.schema)
