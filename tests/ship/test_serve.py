@@ -1,6 +1,5 @@
 """A student behind HTTP says what `kdray predict` says, and when it is stopped nothing is left of it."""
 
-import asyncio
 import io
 import json
 import os
@@ -26,6 +25,7 @@ from kdray.ship.export import export
 from kdray.ship.formats import read
 from kdray.ship.predict import predict
 from tests.conftest import Lab, hear_interrupts
+from tests.plugins_host.test_third_party import Elsewhere
 
 NUMBER = 40
 
@@ -60,10 +60,10 @@ def _state(process: Path) -> str:
 
 
 class Server:
-    def __init__(self, folder: Path, *arguments):
+    def __init__(self, folder: Path, python: str, *arguments):
         self.port, self.mark = free_port(), f"mark-{os.urandom(8).hex()}"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kdray", "serve", *map(str, arguments), "--port", str(self.port)],
+            [python, "-m", "kdray", "serve", *map(str, arguments), "--port", str(self.port)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -83,8 +83,19 @@ class Server:
 
 
 @pytest.fixture(scope="module")
+def python(tmp_path_factory) -> str:
+    """That of an environment with Ray Serve: with its packages here, every Ray of the other tests would be a larger one
+    than most people have."""
+    there = Elsewhere(tmp_path_factory.mktemp("environment"))
+    command = [there.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "ray[serve]"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"Ray Serve cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+    return there.python
+
+
+@pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Lab:
-    pytest.importorskip("starlette", reason="pip install 'kdray[serve]'")
     return Lab(tmp_path_factory.mktemp("serve"))
 
 
@@ -105,9 +116,16 @@ def pictures(home) -> list[Path]:
     return files
 
 
-def test_from_the_first_picture_to_ctrl_c(home, run, pictures):
+def cut_off() -> bytes:
+    """Most of a picture."""
+    whole = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(whole, "png")
+    return whole.getvalue()[:1500]
+
+
+def test_from_the_first_picture_to_ctrl_c(home, run, pictures, python):
     """A run, by two replicas that gather pictures into batches."""
-    server = Server(home.path, "served", "--replicas", 2, "--max-batch", 8)
+    server = Server(home.path, python, "served", "--replicas", 2, "--max-batch", 8)
     try:
         assert server.first.startswith(f"served answers at {server.address}"), server.process.stderr.read()
         status, health = call(f"{server.address}/health")
@@ -129,6 +147,8 @@ def test_from_the_first_picture_to_ctrl_c(home, run, pictures):
         assert call(server.address, b"no picture")[0] == 400
         status, problem = call(server.address, b"no picture")
         assert status == 400 and "no picture format" in problem["error"]
+        status, problem = call(server.address, cut_off())
+        assert status == 400 and "cannot be decoded" in problem["error"]
         assert call(f"{server.address}/?top=none", pictures[0].read_bytes())[0] == 400
         assert call(f"{server.address}/elsewhere")[0] == 404
         assert call(server.address, pictures[0].read_bytes())[0] == 200, "bad ones do no harm"
@@ -147,9 +167,9 @@ def test_from_the_first_picture_to_ctrl_c(home, run, pictures):
         pass
 
 
-def test_a_file_batches_and_sigterm(home, run, pictures):
+def test_a_file_batches_and_sigterm(home, run, pictures, python):
     file = export(run, "onnx", home.path / "served.onnx", False, home.registry, find_project().data)["file"]
-    server = Server(home.path, file)
+    server = Server(home.path, python, file)
     try:
         assert "answers at" in server.first, server.process.stderr.read()
         runs, facts = read(Path(file))
@@ -164,18 +184,10 @@ def test_a_file_batches_and_sigterm(home, run, pictures):
     assert out == "stopped\n" and server.process.returncode == 0, err
 
 
-def test_a_picture_that_is_cut_off(home, run):
-    file = Path(export(run, "torch.export", home.path / "b.pt2", False, home.registry, find_project().data)["file"])
-    student = module.Student(file.read_bytes(), file.suffix, 8, 1)
-    whole = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(whole, "png")
-    status, told = asyncio.run(student._told(whole.getvalue()[:1500], "3"))
-    assert status == 400 and "cannot be decoded" in told["error"]
-
-
 def test_what_is_refused_before_ray_is_started(home, run, monkeypatch):
     file = home.path / "no.pt2"
     file.write_bytes(b"no")
+    monkeypatch.setattr(module, "find_spec", lambda name: name)  # as if Ray Serve were here
     with pytest.raises(ConfigError, match=r"no\.pt2 cannot be read as"):
         serve(file, "127.0.0.1", free_port(), 1, 8, print)
     with socket.create_server(("127.0.0.1", 0)) as taken:
