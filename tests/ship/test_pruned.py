@@ -144,6 +144,16 @@ def test_the_same_widths_from_scratch(lab, source):
     assert fresh.summary["last"] != first.summary["last"]
 
 
+def test_it_may_teach(lab, source):
+    """By its file, with the section of its run's config that says how wide it is."""
+    first = lab.run("first", student=pruned(source))
+    section = yaml.safe_load(first.config_file.read_text())["student"]["pruned"]
+    teacher = {**FULL, "checkpoint": str(first.path), "pruned": section}
+    run = lab.run("taught", student={"model": "convnet", "widths": [4]}, teacher=teacher, losses={"ce": {}, "kd": {}})
+    assert run.summary["teacher"]["top1"] == pytest.approx(first.summary["last"]["top1"])
+    assert run.summary["teacher"]["parameters"] == first.summary["parameters"]
+
+
 def test_what_is_refused(lab, source, tmp_path):
     with pytest.raises(
         ConfigError, match="student: prune takes channels out of a trained network: give its checkpoint"
