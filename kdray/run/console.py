@@ -46,6 +46,11 @@ class Console:
             count.close()
 
 
+def _times() -> list:
+    """For a bar: what has gone by, and what is left."""
+    return [TimeElapsedColumn(), TextColumn("·"), TimeRemainingColumn(), TextColumn("left")]
+
+
 class Count:
     """A live bar where there is a terminal, else a line now and then."""
 
@@ -60,9 +65,7 @@ class Count:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
             ]
-            self.bar = Progress(
-                *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console.rich, transient=True
-            )
+            self.bar = Progress(*columns, *_times(), console=console.rich, transient=True)
             self.task = self.bar.add_task(what, total=total, completed=done, rate="")
             self.bar.start()
 
@@ -102,8 +105,7 @@ class Screen:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("epochs"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                *_times(),
                 console=console.rich,
                 transient=True,
             )
