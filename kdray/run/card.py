@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 from ..config.schema import Config
 from .folder import RunFolder, read_json
+from .forms import Teachers
 from .summary import teachers_of
 
 
@@ -29,29 +33,99 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
         "",
         "## Files",
         "",
-        "- `student.safetensors`: weights of the last epoch. `best.safetensors`: of the best one.",
+        *(
+            f"- `{file.name}`: weights of the {which} epoch, sha256 `{_sha256(file)}`"
+            for which, file in (("last", run.weights(False)), ("best", run.weights(True)))
+        ),
         "- `config.yaml`: the resolved config; `kdray train` runs it again.",
+        "",
+        "## Use",
+        "",
+        f"- `kdray predict {run.name} PICTURE` says what is on a picture",
+        f"- `kdray export {run.name}` writes the network with its preparation of pictures, to be run without kdray",
+        f"- `kdray evaluate {run.name} --corrupt`: whether its confidence can be trusted, what noise and blur do to it",
+        "",
+        "## Data",
+        "",
+        f"- `{data.name}`; fingerprint of its pictures and classes: `{run.data}`",
+        *(f"- {line}" for line in _trained_on(config)),
         "",
         "## Training",
         "",
         f"- losses: {', '.join(f'{label} (weight {_weight(loss.weight)})' for label, loss in config.losses.items())}",
-        f"- {config.schedule.epochs} epochs, global batch {data.batch_size}, {config.optimizer.name}, "
+        f"- {_epochs(config.schedule.epochs)}, global batch {data.batch_size}, {config.optimizer.name}, "
         f"learning rate {config.optimizer.lr:g}, "
         f"precision {config.engine.precision}, seed {config.seed}",
         f"- augmentation: {', '.join(map(_augmentation, data.augment)) or 'none'}"
-        + (f"; {_mix(*data.mix.way)}" if data.mix else "")
-        + (f"; {data.samples} training samples" if data.samples else ""),
+        + (f"; {_mix(*data.mix.way)}" if data.mix else ""),
+        *(f"- {line}" for line in _began_with(config)),
+        *(f"- {name}: {_source(section, run, name)}" for name, section in config.all_teachers.items()),
         f"- {summary['seconds']:,.0f} s of training on {_hardware(environment)}",
         f"- command: `{command}`",
         f"- {', '.join(f'{name} {version}' for name, version in environment['packages'].items() if version)}",
+        *(f"- plugin {name}" for name in _plugins(environment)),
         "",
         "## Limits",
         "",
         "The accuracies are of one seed on the test set of the data set named above. "
         + ("The best epoch was chosen on the test set itself, which flatters it. " if best["split"] == "test" else "")
         + "Nothing is known of other data, of fairness, or of robustness.",
+        *(
+            [f"{summary['skipped']} batches were left out, since their loss was no number."]
+            if "skipped" in summary
+            else []
+        ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _epochs(number: int) -> str:
+    return "1 epoch" if number == 1 else f"{number} epochs"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _trained_on(config: Config) -> list[str]:
+    """What is not the data set as it is."""
+    data, found = config.data, []
+    if data.samples:
+        found.append(f"{data.samples:,} training samples, drawn evenly over the classes")
+    if data.validation:
+        found.append(f"{data.validation:.0%} of the training set was held out for validation")
+    if data.leave_out:
+        found.append(f"trained on nothing of the classes {', '.join(map(str, data.leave_out))}")
+    if data.label_noise:
+        found.append(f"{data.label_noise:.0%} of the training samples had a wrong class, on purpose")
+    return found
+
+
+def _began_with(config: Config) -> list[str]:
+    student = config.student
+    if student.pruned:
+        share, source = student.pruned.share, student.pruned.source or "a narrower network"
+        return [f"began with {source}, {share:.0%} of its channels taken out"]
+    given = student.weights or student.checkpoint
+    return [f"began with the weights {given}"] if given else []
+
+
+def _source(teacher, run: RunFolder, name: str) -> str:
+    """Where a teacher's weights are from."""
+    known = (read_json(run.path / "teachers.json", Teachers) or {}).get(name, {})
+    if known.get("run"):
+        return f"run `{known['run']}`"
+    return f"weights `{teacher.weights or teacher.checkpoint or 'initial'}`"
+
+
+def _plugins(environment: dict) -> list[str]:
+    """Those that are not kdray's own."""
+    return [
+        f"{plugin['name']} ({plugin['distribution'] or 'a file'} {plugin['version']}, sha256 {plugin['sha256'][:12]}…)"
+        for plugin in environment["plugins"]
+        if plugin["distribution"] != "kdray" and not plugin["error"]
+    ]
 
 
 def _names(config: Config) -> set[str]:

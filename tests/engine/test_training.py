@@ -1,5 +1,6 @@
 """The loop in this process: accumulation, averaging, precision, schedules of weights, resuming."""
 
+import hashlib
 import json
 
 import pytest
@@ -154,6 +155,28 @@ def test_the_run_folder_is_complete(lab):
     assert {"kdray", "torch", "ray"} <= json.loads((run.path / "environment.json").read_text())["packages"].keys()
     assert {row["kind"] for row in run.rows()} == {"step", "epoch", "checkpoint"}
     assert not list(run.path.glob(".writing*"))
+
+
+def test_the_model_card_says_what_the_student_is_made_of(lab, teacher_weights):
+    teacher = {"model": "convnet", "widths": [16, 32], "checkpoint": teacher_weights}
+    data = {"samples": 100, "leave_out": [3, 7], "validation": 0.2}
+    run = lab.run("carded", teacher=teacher, losses={"ce": {}, "kd": {}}, data=data)
+    card = (run.path / "MODEL_CARD.md").read_text()
+    for file in ("student", "best"):
+        digest = hashlib.sha256((run.path / f"{file}.safetensors").read_bytes()).hexdigest()
+        assert (
+            f"`{file}.safetensors`: weights of the {'last' if file == 'student' else 'best'} epoch, sha256 `{digest}`"
+            in card
+        )
+    assert f"fingerprint of its pictures and classes: `{run.data}`" in card
+    for line in (
+        "100 training samples, drawn evenly over the classes",
+        "20% of the training set was held out for validation",
+        "trained on nothing of the classes 3, 7",
+        f"teacher: weights `{teacher_weights}`",
+    ):
+        assert f"\n- {line}\n" in card, line
+    assert "chosen on the test set itself" not in card and "wrong class" not in card
 
 
 def pictures(folder, hue):
