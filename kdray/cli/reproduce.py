@@ -90,18 +90,15 @@ def reproduce(
 
 def _plan_text(plan: dict) -> str:
     from ..run.console import duration
+    from ..run.wording import counted
 
     macs = plan["macs"]
-    counts = " × ".join(_counted(len(plan[kind + "s"]), kind) for kind in ("pair", "method", "seed"))
+    counts = " × ".join(counted(len(plan[kind + "s"]), kind) for kind in ("pair", "method", "seed"))
     lines = [
         f"{plan['name']}: {plan['table']}",
-        f"  {counts}: {_counted(plan['runs'], 'run')}, {plan['finished']:,} of them finished, {plan['left']:,} to do; "
-        f"{_counted(plan['teachers'], 'teacher')} to train first",
-        f"  left: {_counted(plan['epochs'], 'epoch')}, {plan['pictures']:,} pictures, {macs:.2g} multiply-accumulates, "
+        f"  {counts}: {counted(plan['runs'], 'run')}, {plan['finished']:,} of them finished, {plan['left']:,} to do; "
+        f"{counted(plan['teachers'], 'teacher')} to train first",
+        f"  left: {counted(plan['epochs'], 'epoch')}, {plan['pictures']:,} pictures, {macs:.2g} multiply-accumulates, "
         f"were all teachers live: {duration(macs / 1e12)} at 10¹² a second",
     ]
     return "\n".join([*lines, *(f"  cannot be built: {run}: {why}" for run, why in plan["failed"].items())])
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

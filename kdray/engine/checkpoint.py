@@ -71,7 +71,7 @@ def save(run: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]], o
         torch.save(optimizer, part / "optimizer.pt")
         if (run / BEST).exists():
             shutil.copyfile(run / BEST, part / BEST)
-        sums = {file.name: _sha256(file) for file in sorted(part.iterdir())}
+        sums = {file.name: sha256_of(file) for file in sorted(part.iterdir())}
         state = {"format": FORMAT, "files": sums, **asdict(counters)}
         (part / STATE).write_text(json.dumps({**state, "sha256": _own(state)}))
         for file in part.iterdir():
@@ -161,7 +161,7 @@ def load(path: Path, digest: str) -> Loaded:
     for name, expected in files.items():
         if name not in there:
             raise Damaged(f"{name} is missing")
-        if _sha256(path / name) != expected:
+        if sha256_of(path / name) != expected:
             raise Damaged(f"{name} does not fit its checksum")
     if counters.digest != digest:
         raise MismatchError(
@@ -219,7 +219,7 @@ def _own(state: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
     with open(file, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

@@ -37,14 +37,6 @@ class Rebuilt:
         return precision.run(self.network, self.normalize(pictures, precision.dtype))
 
 
-def measure(
-    config: Config, registry: Registry, data_root: Path, weights: str, role: str, split: str
-) -> dict[str, float]:
-    """top1, top5, loss, samples of `weights` as the student of `config` or as its teacher of the name `role`."""
-    found = rebuild(config, registry, data_root, weights, role, this_device())
-    return accuracy(found, chosen(found.parts.data, split))
-
-
 def this_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -58,7 +50,7 @@ def chosen(data: Data, split: str) -> Split:
 
 @torch.no_grad()
 def accuracy(found: Rebuilt, split: Split) -> dict[str, float]:
-    """The same of a network at hand. Its answers are not kept, however many there are."""
+    """top1, top5, loss, samples. The answers are not kept, however many there are."""
     feed = Feed(split, found.parts.data.evaluate, found.threads, found.parts.device)
     return evaluate(found.logits, split, feed, Context(device=found.parts.device))
 

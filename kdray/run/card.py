@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 from ..config.schema import Config
+from ..engine.checkpoint import sha256_of
 from .folder import RunFolder, read_json
 from .forms import Teachers
 from .summary import teachers_of
+from .wording import counted
 
 
 def model_card(run: RunFolder, config: Config, summary: dict) -> str:
@@ -34,7 +33,7 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
         "## Files",
         "",
         *(
-            f"- `{file.name}`: weights of the {which} epoch, sha256 `{_sha256(file)}`"
+            f"- `{file.name}`: weights of the {which} epoch, sha256 `{sha256_of(file)}`"
             for which, file in (("last", run.weights(False)), ("best", run.weights(True)))
         ),
         "- `config.yaml`: the resolved config; `kdray train` runs it again.",
@@ -53,7 +52,7 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
         "## Training",
         "",
         f"- losses: {', '.join(f'{label} (weight {_weight(loss.weight)})' for label, loss in config.losses.items())}",
-        f"- {_epochs(config.schedule.epochs)}, global batch {data.batch_size}, {config.optimizer.name}, "
+        f"- {counted(config.schedule.epochs, 'epoch')}, global batch {data.batch_size}, {config.optimizer.name}, "
         f"learning rate {config.optimizer.lr:g}, "
         f"precision {config.engine.precision}, seed {config.seed}",
         f"- augmentation: {', '.join(map(_augmentation, data.augment)) or 'none'}"
@@ -77,15 +76,6 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _epochs(number: int) -> str:
-    return "1 epoch" if number == 1 else f"{number} epochs"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _trained_on(config: Config) -> list[str]:

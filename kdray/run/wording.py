@@ -20,6 +20,11 @@ def count(value: int | None) -> str:
     return f"{value:,}" if value is not None else "–"
 
 
+def counted(value: int, what: str) -> str:
+    """`1 epoch`, `1,200 epochs`"""
+    return f"{value:,} {what}{'' if value == 1 else 's'}"
+
+
 def large(value: int | None) -> str:
     """`12.3 M`"""
     if value is None:

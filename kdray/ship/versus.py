@@ -16,6 +16,7 @@ from ..data.build import Data
 from ..data.feed import Feed
 from ..engine.evaluate import BATCH
 from ..errors import RunFailed
+from ..run.analysis import agreement
 from .formats import Runs
 
 SIZES = (1, 64)
@@ -53,7 +54,7 @@ def versus(files: dict[str, tuple[Path, Runs]], data: Data, config: Config) -> d
     } | {
         "backend": backend(),
         "pictures": len(labels),
-        "agreement": float((one.argmax(1) == other.argmax(1)).double().mean()),
+        "agreement": agreement(one, other),
         "difference": float((one - other).abs().max()),
     }
 

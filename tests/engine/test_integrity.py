@@ -11,7 +11,7 @@ import pytest
 from kdray.engine.checkpoint import checkpoints
 from kdray.errors import ConfigError, MismatchError, RunFailed
 from kdray.launch.experiment import Experiment
-from kdray.launch.measure import measure
+from kdray.launch.measure import rebuild, this_device
 from kdray.run.folder import RunFolder
 from tests.conftest import Lab
 
@@ -87,7 +87,7 @@ def test_no_whole_checkpoint(lab, run):
     assert len(checkpoints(run.path / "checkpoints")) == 2
 
 
-@pytest.mark.parametrize("reader", ["_sha256", "load_file", "_own"])
+@pytest.mark.parametrize("reader", ["sha256_of", "load_file", "_own"])
 def test_storage_that_is_away_is_no_damage(run, whole, monkeypatch, reader):
     from kdray.engine import checkpoint
 
@@ -122,4 +122,4 @@ def test_weights_with_a_flipped_byte_are_not_measured(lab, run, file):
     flip(run.path / file)
     config = load_config(run.config_file, registry=lab.registry).config
     with pytest.raises(ConfigError, match=rf"{file} is truncated or damaged"):
-        measure(config, lab.registry, lab.path, str(run.path / file), "student", "test")
+        rebuild(config, lab.registry, lab.path, str(run.path / file), "student", this_device())

@@ -157,7 +157,7 @@ def test_what_stops_the_writer_ends_the_run(train, monkeypatch, step):
 
     def full(run, counters, *more):
         if counters.step == step:
-            monkeypatch.setattr(checkpoint, "_sha256", fails)
+            monkeypatch.setattr(checkpoint, "sha256_of", fails)
         return save(run, counters, *more)
 
     monkeypatch.setattr(checkpoint, "save", full)
@@ -177,7 +177,7 @@ def test_an_error_of_the_training_is_told_whatever_comes_of_the_writer(train, mo
     def slow(run, counters, *more):
         assert failed.wait(PATIENCE)
         if also == "not written":
-            monkeypatch.setattr(checkpoint, "_sha256", fails)
+            monkeypatch.setattr(checkpoint, "sha256_of", fails)
         return save(run, counters, *more)
 
     def leave(self, row):
