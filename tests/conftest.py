@@ -15,6 +15,7 @@ import yaml
 from kdray.config.load import load_config
 from kdray.config.project import find_project
 from kdray.launch.experiment import Experiment
+from kdray.launch.measure import accuracy, rebuild, this_device
 from kdray.registry import Registry
 from kdray.run.console import Console
 from kdray.run.folder import RunFolder
@@ -77,6 +78,13 @@ class Lab:
         config = load_config(self.config(name, **changes), overrides, registry=self.registry).config
         project = find_project(self.path)
         return Experiment(self.registry, project, Console(), "test", profile=self.profile).start(config)
+
+    def measured(self, run: RunFolder) -> dict[str, float]:
+        """A run's last weights, read again and put to the test."""
+        config = load_config(run.config_file, registry=self.registry).config
+        weights = str(run.path / "student.safetensors")
+        found = rebuild(config, self.registry, find_project(self.path).data, weights, "student", this_device())
+        return accuracy(found, found.parts.data.test)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,7 +17,6 @@ from kdray.engine.build import build
 from kdray.engine.checkpoint import checkpoints
 from kdray.errors import ConfigError, PluginError
 from kdray.launch.experiment import Experiment
-from kdray.launch.measure import measure
 from kdray.run.console import Console
 from kdray.run.folder import RunFolder
 from tests.conftest import in_order
@@ -218,14 +217,11 @@ def test_a_new_head_is_what_is_evaluated_and_exported(lab, teacher, teacher_weig
     run = lab.run("head", **settings, teacher=teacher, losses={"new_head": {}})
     state = load_file(run.path / "student.safetensors")
     assert_close(state["weight"], load_file(teacher_weights)["fc.weight"])
-    config = load_config(run.config_file, registry=lab.registry).config
-    again = measure(config, lab.registry, lab.path, str(run.path / "student.safetensors"), "student", "test")
-    assert again["top1"] == run.summary["last"]["top1"] > 0.2  # the student's own classifier was never trained
+    # The student's own classifier was never trained.
+    assert lab.measured(run)["top1"] == run.summary["last"]["top1"] > 0.2
     both = {"teachers": {"one": teacher, "two": teacher}}
     losses = {"ce": {}, "kd": {"teacher": "two"}, "new_head": {"teacher": "one"}}
     mixed = lab.run("mixed", **SMALL, **both, losses=losses)
-    config = load_config(mixed.config_file, registry=lab.registry).config
-    again = measure(config, lab.registry, lab.path, str(mixed.path / "student.safetensors"), "student", "test")
-    assert again["top1"] == mixed.summary["last"]["top1"]
+    assert lab.measured(mixed)["top1"] == mixed.summary["last"]["top1"]
     with pytest.raises(ConfigError, match=r"new_head and again: .*it can have one"):
         lab.run("two", **settings, teacher=teacher, losses={"new_head": {}, "again": {"use": "new_head"}})

@@ -99,15 +99,8 @@ def test_validation_chooses_the_best_epoch(lab):
 
 
 def test_evaluation_of_a_run_gives_its_own_number(lab):
-    from kdray.config.load import load_config
-    from kdray.launch.measure import accuracy, rebuild, this_device
-    from kdray.registry import Registry
-
     run = lab.run("measured")
-    config = load_config(run.config_file, registry=Registry.default()).config
-    weights = str(run.path / "student.safetensors")
-    found = rebuild(config, Registry.default(), lab.path, weights, "student", this_device())
-    result = accuracy(found, found.parts.data.test)
+    result = lab.measured(run)
     assert result["top1"] == run.summary["last"]["top1"] and result["samples"] == 360
 
 

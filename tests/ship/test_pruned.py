@@ -14,7 +14,6 @@ from kdray.data.published import digits
 from kdray.engine.checkpoint import checkpoints
 from kdray.errors import ConfigError
 from kdray.launch.experiment import Experiment
-from kdray.launch.measure import measure
 from kdray.launch.pruned import FILE
 from kdray.launch.tune import Tune, prepare
 from kdray.run.console import Console
@@ -93,10 +92,8 @@ def test_several_workers_have_the_same_network(lab, source):
 def test_it_is_evaluated_exported_and_read_again(lab, source):
     run = lab.run("small", student=pruned(source), run={"dir": str(lab.path)})
     shutil.rmtree(source)
-    config = load_config(run.config_file, registry=lab.registry).config
     data_root = find_project().data
-    found = measure(config, lab.registry, data_root, str(run.weights()), "student", "test")
-    assert found["top1"] == pytest.approx(run.summary["last"]["top1"])
+    assert lab.measured(run)["top1"] == pytest.approx(run.summary["last"]["top1"])
     pictures = digits(None, None, "test").images[:5]
     ours, _ = student_of(run, False, lab.registry, data_root)
     for name in FORMATS:
