@@ -64,10 +64,10 @@ def export(
         f"  checked on test pictures: logits {'in fp32 ' if int8 else ''}differ by {found['difference']:.1e} at most"
     )
     if int8:
-        _print_versus(found["versus"], found["int8"]["calibrated_on"])
+        _print_versus(found["versus"], found["int8"])
 
 
-def _print_versus(beside: dict, calibrated_on: int) -> None:
+def _print_versus(beside: dict, int8: dict) -> None:
     """fp32 and int8: accuracy, size, time."""
     from rich.console import Console
     from rich.table import Table
@@ -81,8 +81,10 @@ def _print_versus(beside: dict, calibrated_on: int) -> None:
         times = (f"{one['milliseconds'][size]:,.3f}" for size in sizes)
         table.add_row(name, f"{one['accuracy']:.2%}", f"{one['bytes'] / 1e6:,.3f} MB", *times)
     Console().print(table)
+    trained = "trained for 8 bits, the rest " if int8["trained_for"] else ""
     typer.echo(
         f"run by {beside['backend']}; medians of repeats in turns\n"
-        f"calibrated on {calibrated_on:,} training pictures; of {beside['pictures']:,} test pictures int8 says what "
-        f"fp32 says for {beside['agreement']:.2%}, and logits differ by {beside['difference']:.2g} at most"
+        f"{trained}calibrated on {int8['calibrated_on']:,} training pictures; of {beside['pictures']:,} test pictures "
+        f"int8 says what fp32 says for {beside['agreement']:.2%}, "
+        f"and logits differ by {beside['difference']:.2g} at most"
     )

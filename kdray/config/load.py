@@ -239,6 +239,8 @@ def digest(config: Config) -> str:
         _without_places(teacher)
     for network in (value["student"], value["teacher"], *value["teachers"].values()):
         _without_source(network)
+    if not value["student"]["int8"]:
+        del value["student"]["int8"]  # the digest of a run from before there was one
     for key in ("mix", "leave_out", "label_noise"):
         if not value["data"][key]:
             del value["data"][key]  # the digest of a run from before there was one

@@ -195,6 +195,11 @@ class StudentConfig(ModelConfig):
         description="Share of the channels to take out of the trained network of `checkpoint` (or `weights`) before "
         "the run: docs/pruning.md.",
     )
+    int8: bool = Field(
+        False,
+        description="Train for 8 bits: what convolutions and linear layers read, and their weights, are rounded to 256 "
+        "levels, as in a file of `kdray export --int8` (docs/export.md).",
+    )
 
     @model_validator(mode="after")
     def what_is_pruned(self):
@@ -475,6 +480,12 @@ class Config(Options):
             if names.count(name) > 1:
                 raise ValueError(f"'{name}' is named twice")
         return trackers
+
+    @model_validator(mode="after")
+    def can_be_compiled(self):
+        if self.engine.compile and self.student.int8:
+            raise ValueError("engine.compile and student.int8 are given: torch.compile does not know the rounding")
+        return self
 
     @property
     def views(self) -> int:

@@ -23,6 +23,7 @@ from ..errors import ConfigError
 from ..models.build import Built, build_model
 from ..models.checkpoint import load_weights
 from ..models.prune import prune, widths
+from ..models.rounding import begin_rounding
 from ..models.taps import Tapped, probe
 from ..registry import Registry
 from ..teacher.live import LiveTeacher
@@ -109,6 +110,8 @@ def build(
         pruned = _prune(config.student, built, normalize(example.cpu(), torch.float32), registry, data)
     wants = set().union(*(cls.requires.student for cls in classes.values()))
     student, student_shapes = tapped(built, wants, "student", config.student, normalize, precision)
+    if config.student.int8:
+        begin_rounding(student.model, normalize(example.to(device), precision.dtype), student.name)
 
     teachers, shapes = {}, {}
     for name, section in config.all_teachers.items():

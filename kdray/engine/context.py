@@ -40,6 +40,12 @@ class Context:
             dist.all_reduce(x)
         return x
 
+    def max(self, x: Tensor) -> Tensor:
+        """The largest over workers, number by number, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(x, dist.ReduceOp.MAX)
+        return x
+
     def broadcast(self, x: Tensor) -> Tensor:
         """The first worker's values, in place."""
         if self.world_size > 1:

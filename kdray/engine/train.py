@@ -33,6 +33,7 @@ from ..data.feed import Feed
 from ..data.views import batches, share, shares, stream
 from ..distiller import Batch, Step
 from ..errors import ConfigError, PluginError, Stopped
+from ..models.rounding import InputRanges
 from ..registry import Registry
 from ..teacher.cached import CachedTeacher
 from ..teacher.live import LiveTeacher
@@ -159,6 +160,7 @@ class Training:
                 if isinstance(teacher, LiveTeacher):
                     shard(teacher.network, device)
         self.network = objective.deployed()
+        self.ranges = InputRanges(objective.student)
         self.phases = phases(objective.by_label())
         self.options = {label: distiller.options for label, distiller in objective.by_label()}
         self.trainable = Trainable(objective, self.phases)
@@ -576,6 +578,7 @@ class Training:
             clip_norm(self.parameters, self.config.engine.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.ranges.follow(self.context)
         if self.ema:
             self.ema.update()
 

@@ -78,6 +78,7 @@ def rebuild(
     named = {of for label in heads for of in _teachers_of(losses[label], classes[label], teachers)}
     views = {name for label in heads for name in classes[label].requires.views}
     keys = {key: getattr(network, key) for key in ("model", "layers", "pruned")}
+    keys["int8"] = role == "student" and network.int8
     untrained = {
         name: t.model_copy(update={"weights": None, "checkpoint": None, "cache": None})
         for name, t in teachers.items()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import ConfigError, did_you_mean
+from .rounding import without_ranges
 
 NESTED = ("state_dict", "model", "net")
 SHOWN = 3
@@ -32,6 +33,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     own = model.state_dict()
     if all(name.startswith("module.") for name in state) and not any(name.startswith("module.") for name in own):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    state = without_ranges(state, own)
     _compare(own, state, path, type(model).__name__)
     model.load_state_dict(state, strict=False)  # all but the step counters of batch norm have been compared
 

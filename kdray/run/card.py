@@ -57,7 +57,7 @@ def model_card(run: RunFolder, config: Config, summary: dict) -> str:
         f"precision {config.engine.precision}, seed {config.seed}",
         f"- augmentation: {', '.join(map(_augmentation, data.augment)) or 'none'}"
         + (f"; {_mix(*data.mix.way)}" if data.mix else ""),
-        *(f"- {line}" for line in _began_with(config)),
+        *(f"- {line}" for line in (*_began_with(config), *_trained_for(config))),
         *(f"- {name}: {_source(section, run, name)}" for name, section in config.all_teachers.items()),
         f"- {summary['seconds']:,.0f} s of training on {_hardware(environment)}",
         f"- command: `{command}`",
@@ -99,6 +99,10 @@ def _began_with(config: Config) -> list[str]:
         return [f"began with {source}, {share:.0%} of its channels taken out"]
     given = student.weights or student.checkpoint
     return [f"began with the weights {given}"] if given else []
+
+
+def _trained_for(config: Config) -> list[str]:
+    return ["for 8 bits: what its layers read, and their weights, were rounded to 256 levels"] * config.student.int8
 
 
 def _source(teacher, run: RunFolder, name: str) -> str:

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..config.load import load_config
-from ..config.schema import Config, ModelConfig
+from ..config.schema import Config, StudentConfig
 from ..data.feed import Feed
 from ..errors import ConfigError, RunFailed
 from ..launch.measure import Rebuilt, rebuild
+from ..models.rounding import rounded_layers, without_rounding
 from ..registry import Registry
 from ..run.folder import RunFolder
 from .deployable import Deployable
 from .formats import FORMATS, Runs, name_facts
-from .int8 import quantise
+from .int8 import Ranges, quantise
 from .versus import versus
 
 COMPARED = 64
@@ -29,6 +30,8 @@ BATCHES = (1, 7, COMPARED)
 """Sizes of the batches that the file is tried with: the size is free."""
 CLOSE = 1e-3
 """Largest difference of a logit, as a share of the largest logit: kernels add in another order, no more."""
+CLOSE_ROUNDED = 0.05
+"""The same of a student that rounds: a sum that is a trifle larger may be rounded to the next level."""
 
 
 def export(
@@ -57,7 +60,10 @@ def export(
             "pytorch: a loss of this run gives its student another head, which the file could not name. Take "
             "--format torch.export or onnx, which hold the whole network"
         )
-    network, pictures = Deployable(found.network, found.normalize), test_pictures(found, config)
+    network, pictures = found.network, test_pictures(found, config)
+    if int8:  # the file is what rounds
+        network, ranges = without_rounding(network)
+    network = Deployable(network, found.normalize)
     facts = facts_of(run, config, found, pictures, best)
     kind = f"{'-best' if best else ''}{'-int8' if int8 else ''}"
     file = output or run.path / "export" / f"{run.name}{kind}{format.suffix}"
@@ -68,7 +74,8 @@ def export(
         format.write(network, pictures[:2], facts, part)
         difference = compare(network, format.read(part)[0], pictures)
         if int8:
-            facts = _in_int8(part, facts, found, config)
+            of_file = {f"network.{path}": range for path, range in ranges.items()}
+            facts = _in_int8(part, facts, found, config, of_file)
         os.replace(part, file)
     return {**facts, "file": str(file), "format": name, "bytes": file.stat().st_size, "difference": difference}
 
@@ -92,14 +99,15 @@ def _part_of(file: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _in_int8(part: Path, facts: dict, found: Rebuilt, config: Config) -> dict:
+def _in_int8(part: Path, facts: dict, found: Rebuilt, config: Config, ranges: Ranges) -> dict:
     """Put the file in int8 into the place of the one in fp32. Returns its facts."""
     onnx, data = FORMATS["onnx"], found.parts.data
     small = part.with_name(f"{part.name}.int8")
     try:
-        calibrated_on = quantise(part, data, config, small)
+        calibrated_on = quantise(part, data, config, small, ranges)
         beside = versus({"fp32": (part, onnx.read(part)[0]), "int8": (small, onnx.read(small)[0])}, data, config)
-        facts = {**facts, "accuracy": beside["int8"]["accuracy"], "int8": {"calibrated_on": calibrated_on}}
+        about = {"calibrated_on": calibrated_on, "trained_for": config.student.int8}
+        facts = {**facts, "accuracy": beside["int8"]["accuracy"], "int8": about}
         name_facts(small, facts)
         beside["int8"]["bytes"] = small.stat().st_size
         os.replace(small, part)
@@ -136,7 +144,7 @@ def facts_of(run: RunFolder, config: Config, found: Rebuilt, pictures: Tensor, b
     return {
         "kdray": __version__,
         "run": run.name,
-        "network": {"model": student.model, **_narrower(student), **student.options},
+        "network": {"model": student.model, **_changes(student), **student.options},
         "data": config.data.name,
         "classes": list(found.parts.data.test.source.class_names),
         "input": {"name": "pictures", "dtype": "uint8", "shape": ["batch", *pictures.shape[1:]]},
@@ -146,22 +154,23 @@ def facts_of(run: RunFolder, config: Config, found: Rebuilt, pictures: Tensor, b
     }
 
 
-def _narrower(student: ModelConfig) -> dict:
-    """What is left of a pruned network; nothing of others."""
-    return {"pruned": {"widths": student.pruned.widths}} if student.pruned else {}
+def _changes(student: StudentConfig) -> dict:
+    """What is left of a pruned network, and whether it rounds; nothing of others."""
+    found = {"pruned": {"widths": student.pruned.widths}} if student.pruned else {}
+    return {**found, "int8": True} if student.int8 else found
 
 
 @torch.no_grad()
 def compare(network: nn.Module, runs: Runs, pictures: Tensor) -> float:
     """The largest difference of a logit, in batches of several sizes. Raises RunFailed where it is no rounding."""
-    largest = 0.0
+    largest, close = 0.0, CLOSE_ROUNDED if rounded_layers(network) else CLOSE
     for size in BATCHES:
         some = pictures[:size]
         ours, theirs = network(some), runs(some)
         if theirs.shape != ours.shape:
             raise RunFailed(f"what was written answers {tuple(theirs.shape)} where {tuple(ours.shape)} is right")
         largest = max(float((ours - theirs).abs().max()), largest)  # in this order a nan stays one
-        if not largest <= CLOSE * float(ours.abs().max()):
+        if not largest <= close * float(ours.abs().max()):
             raise RunFailed(
                 f"what was written differs from the student by {largest:.2g} in a logit (largest "
                 f"{float(ours.abs().max()):.2g}): no file is left. Please report it, with `kdray doctor`'s output"

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..config.schema import ModelConfig
+from ..config.schema import StudentConfig
 from ..data.normalize import Normalize
 from ..errors import ConfigError
 from ..models.build import build_model
+from ..models.rounding import set_rounding
 from ..registry import Registry
 from .deployable import Deployable
 
@@ -97,7 +98,9 @@ def _read_weights(file: Path) -> tuple[Runs, dict]:
     found = torch.load(file, weights_only=True)
     facts = json.loads(found[FACTS])
     channels = facts["input"]["shape"][1]
-    built = build_model(ModelConfig(**facts["network"]), Registry.default(), len(facts["classes"]), channels)
+    built = build_model(StudentConfig(**facts["network"]), Registry.default(), len(facts["classes"]), channels)
+    if "int8" in facts["network"]:
+        set_rounding(built.model)
     network = Deployable(built.model, Normalize([0.0] * channels, [1.0] * channels))
     network.load_state_dict(found["state_dict"])
     return network, facts

@@ -1,4 +1,4 @@
-"""An ONNX file in int8: weights and activations in 8 bits, their ranges seen on training pictures.
+"""An ONNX file in int8: weights and activations in 8 bits, their ranges seen on training pictures, or learnt with.
 
 onnxruntime's static quantisation. What PyTorch has for it (torchao's PT2E) makes files that torch runs slower than fp32
 unless inductor compiles them, and that was not to be relied on: docs/export.md has what was measured.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,10 +22,13 @@ from ..data.feed import Feed
 CALIBRATION = 512
 """Training pictures at most that the ranges are seen on."""
 BATCH = 32
+Ranges = dict[str, tuple[float, float]]
+"""Lowest and highest number that a layer reads, by its path in the file."""
 
 
-def quantise(file: Path, data: Data, config: Config, out: Path) -> int:
-    """Write the fp32 ONNX `file` in int8 to `out`. Returns how many training pictures it was calibrated on."""
+def quantise(file: Path, data: Data, config: Config, out: Path, ranges: Ranges) -> int:
+    """Write the fp32 ONNX `file` in int8 to `out`. ranges: those of the inputs of layers that were trained with
+    rounding. Returns how many training pictures the others were seen on."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -52,7 +56,10 @@ def quantise(file: Path, data: Data, config: Config, out: Path) -> int:
                 per_channel=True,
                 nodes_to_exclude=_normalisation(onnx.load(folded).graph),
                 # Logits stay fp32: 256 levels would make equals of classes.
-                extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+                extra_options={
+                    "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+                    "TensorQuantOverrides": _overrides(onnx.load(file).graph, ranges),
+                },
             )
         finally:
             log.setLevel(before)
@@ -66,6 +73,15 @@ def calibration(data: Data, config: Config) -> Iterator[Tensor]:
     positions = torch.arange(number) * len(data.train) // number
     feed = Feed(data.train, data.evaluate, config.data.threads, torch.device("cpu"))
     yield from feed.batches(positions.split(BATCH), view=0)
+
+
+def _overrides(graph, ranges: Ranges) -> dict[str, list[dict]]:
+    """By name of the tensor that a layer reads."""
+    found = {}
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm") and (known := ranges.get(node.input[1].removesuffix(".weight"))):
+            found[node.input[0]] = [{"rmin": np.float32(known[0]), "rmax": np.float32(known[1])}]
+    return found
 
 
 def _normalisation(graph) -> list[str]:

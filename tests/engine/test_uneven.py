@@ -39,7 +39,8 @@ def work(rank: int, workers: int, file: Path, folder: Path) -> None:
     train(job, Registry.default(), Context(rank, workers), FileLog(folder, ""))
 
 
-def test_three_workers_have_the_losses_of_one(lab):
+@pytest.mark.parametrize("int8", [False, True])
+def test_three_workers_have_the_losses_of_one(lab, int8):
     torch.manual_seed(0)
     save_file(ConvNet(num_classes=10, in_channels=1, widths=(16, 32)).state_dict(), lab.path / "teacher.safetensors")
     file = lab.config(
@@ -47,6 +48,7 @@ def test_three_workers_have_the_losses_of_one(lab):
         # Batches of 32 are 10, 11 and 11; the last one of 22 is 7, 7 and 8.
         data={"samples": 150},
         teacher={"model": "convnet", "widths": [16, 32], "checkpoint": "teacher.safetensors"},
+        student={"model": "convnet", "widths": [4, 8], "int8": int8},
         losses=LOSSES,
         schedule={"epochs": 3},
         engine={"precision": "fp64", "log_every": 1, "clip_norm": 2.0, "ema": 0.5},

@@ -72,7 +72,7 @@ def test_what_is_told_of_it_is_so(found, run, home):
     assert beside["agreement"] == pytest.approx(float((theirs.argmax(1) == exact.argmax(1)).double().mean()))
     assert beside["agreement"] > 0.9 and beside["int8"]["accuracy"] > beside["fp32"]["accuracy"] - 0.05
     assert beside["difference"] == pytest.approx(float((theirs - exact).abs().max()), rel=1e-3)
-    assert facts["int8"] == {"calibrated_on": 512}
+    assert facts["int8"] == {"calibrated_on": 512, "trained_for": False}
     for size in (1, 64):
         assert beside["fp32"]["milliseconds"][size] > 0 and beside["int8"]["milliseconds"][size] > 0
 
