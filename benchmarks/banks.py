@@ -4,7 +4,7 @@
 
 For each source of negatives and batch size, in a process of its own: seconds of a step (forward, backward and the
 writing of the memory; median) and the memory that it takes, at rest (banks, lists of classes) and at most during a
-step. 1,000 classes, embeddings of 512 and 2,048 numbers, d = 128, fp32, K = 16,384 where a number is drawn or queued.
+step. 1,000 classes, embeddings of 512 and 2,048 numbers, d = 128, K = 16,384 where a number is drawn or queued.
 Writes benchmarks/results/banks.json and prints a Markdown table.
 """
 
@@ -31,7 +31,9 @@ from kdray.registry import Registry
 CLASSES, WIDTHS, BATCHES = 1000, (512, 2048), (64, 256)
 KINDS = {
     "a bank of all samples, negatives drawn for each": {"kind": "bank"},
+    "the same in bf16": {"kind": "bank", "dtype": "bf16"},
     "the same bank, negatives shared by the batch": {"kind": "shared"},
+    "the same in bf16 ": {"kind": "shared", "dtype": "bf16"},
     "a queue": {"kind": "queue"},
     "the batch": {"kind": "batch"},
 }

@@ -11,6 +11,7 @@ from random import Random
 
 from chaos.cluster import Cluster
 from chaos.lab import MARK, STEPS, Lab
+from kdray.run.folder import RunFolder
 
 TRAIN = ("train", "split.yaml", "--name", "split")
 
@@ -160,6 +161,29 @@ def head_restarted(lab: Lab, chance: Random) -> str:
     return f"at step {step}, {said}"
 
 
+def head_of_search_restarted(lab: Lab, chance: Random) -> str:
+    """SIGKILL of a whole cluster while the second of three trials trains; the search goes on in a new one."""
+    cluster = Cluster(lab.path, 1, {MARK: str(lab.path)})
+    try:
+        epoch = chance.randrange(1, 40)
+        second = lab.run("search").path / "trials" / "002"
+        command = lab.command("tune", "search.yaml", "--name", "search", started=True, env=cluster.env)
+        command.wait(lambda: second.exists() and len(RunFolder(second).rows("epoch")) >= epoch)
+        cluster.kill()
+        assert command.wait() == 1 and ("error: " in command.text or "Failed to connect to GCS" in command.text)
+        assert "Traceback (most recent call last)" not in command.text
+        begun = len(RunFolder(second).rows("epoch"))
+        first = (second.parent / "001" / "metrics.jsonl").read_bytes()
+        cluster = Cluster(lab.path, 1, {MARK: str(lab.path)})
+        lab.done("tune", "--resume", "search", started=True, env=cluster.env)
+        lab.same_search()
+        assert (second.parent / "001" / "metrics.jsonl").read_bytes() == first, "a finished trial was begun again"
+        _nothing_left(cluster)
+    finally:
+        cluster.kill()
+    return f"after epoch {begun} of the second trial"
+
+
 def _nothing_left(cluster: Cluster) -> None:
     until = time.monotonic() + 15
     while left := cluster.left():
@@ -177,4 +201,5 @@ KINDS = {
     "Ray: kill -9 of an actor of precompute": (cacher_killed, 1),
     "Ray: kill -9 of a raylet": (node_killed, 1),
     "Ray: the cluster dies and is restarted": (head_restarted, 1),
+    "Ray: the cluster dies during a search": (head_of_search_restarted, 1),
 }

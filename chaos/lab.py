@@ -55,6 +55,18 @@ ONE = {
 }
 STEPS = 30
 CACHED = {**ONE, "teacher": {**ONE["teacher"], "cache": {"path": "caches/one"}}}
+SEARCH = {
+    **TEACHER,
+    "name": "search",
+    "data": {"name": "digits", "batch_size": 20, "samples": 100, "validation": 0.2, "last_batch": "drop"},
+    "schedule": {"epochs": 60},
+    "tune": {
+        "space": {"optimizer.lr": {"grid": [0.01, 0.05, 0.1]}},
+        "searcher": "grid",
+        "scheduler": "none",
+        "max_concurrent": 1,
+    },
+}
 SPLIT = {**ONE, "scale": {"num_workers": 2, "cpus_per_worker": 1}}
 
 
@@ -82,7 +94,8 @@ class Lab:
         path = self.path
         shutil.copyfile(ROOT / "chaos" / "sick.py", path / "sick.py")
         (path / "kdray.toml").write_text('[paths]\nruns = "runs"\n[plugins]\nload = ["sick.py"]\n')
-        for name, config in (("teacher", TEACHER), ("one", ONE), ("cached", CACHED), ("split", SPLIT)):
+        configs = {"teacher": TEACHER, "one": ONE, "cached": CACHED, "split": SPLIT, "search": SEARCH}
+        for name, config in configs.items():
             (path / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         self.done("train", "teacher.yaml")
         shutil.copyfile(self.run("teacher").path / "student.safetensors", path / "teacher.safetensors")
@@ -93,6 +106,7 @@ class Lab:
         self.done("train", "cached.yaml", "--name", "cached")
         if with_workers:
             self.done("train", "split.yaml", "--name", "split", started=True)
+            self.done("tune", "search.yaml", "--name", "search", started=True)
 
     def run(self, name: str = "one") -> RunFolder:
         return RunFolder(self.path / "runs" / name)
@@ -141,6 +155,18 @@ class Lab:
         assert _story(mine) == _story(true), "metrics.jsonl tells another story"
         told = {row["path"] for row in mine.rows("checkpoint")}
         assert told >= {path.name for path in checkpoints(mine.path / "checkpoints")}, "a checkpoint has no row"
+
+    def same_search(self, name: str = "search") -> None:
+        """The same trials with the same rows and weights, and the same best config."""
+        mine, true = (lab.run(name).path for lab in (self, self.truth))
+        trials = [sorted(path.name for path in (folder / "trials").iterdir()) for folder in (mine, true)]
+        assert trials[0] == trials[1], f"the trials are {trials[0]}, not {trials[1]}"
+        for number in trials[0]:
+            a, b = (RunFolder(folder / "trials" / number) for folder in (mine, true))
+            assert a.finished and _story(a) == _story(b), f"trial {number} tells another story"
+            weights = [(run.path / "student.safetensors").read_bytes() for run in (a, b)]
+            assert weights[0] == weights[1], f"the weights of trial {number} differ"
+        assert (mine / "best.yaml").read_bytes() == (true / "best.yaml").read_bytes(), "best.yaml differs"
 
     def cache(self) -> dict[str, bytes]:
         folder = self.path / "caches" / "one"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..run.tables import new_table
 from .arguments import AsJson
 
 
@@ -45,16 +46,14 @@ def compare(
 
 
 def _show(found: dict) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     labels = [side["label"] for side in found["sides"]]
     out = Console(highlight=False, soft_wrap=True)
 
     def table(title: str, rows: list[tuple[str, ...]], **style) -> None:
-        shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        shown = new_table(title=title)
         shown.add_column("", no_wrap=True)
         for label in labels:
             shown.add_column(Text(label), overflow="fold", **style)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..run.tables import new_table
 from .arguments import AsJson
 
 
@@ -112,16 +113,12 @@ def _show(result: dict) -> None:
 
 
 def _show_corrupted(result: dict) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     from ..data.corruptions import SEVERITIES
 
     by_name = result["corrupted"]["by_corruption"]
-    table = Table(
-        title="top-1 of corrupted pictures, by severity", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    table = new_table(title="top-1 of corrupted pictures, by severity")
     for head in ("", *map(str, SEVERITIES), "mean"):
         table.add_column(head, justify="right" if head else "left")
     for name, of in by_name.items():

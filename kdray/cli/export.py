@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..run.tables import new_table
 from .arguments import AsJson
 
 
@@ -70,10 +71,9 @@ def export(
 def _print_versus(beside: dict, int8: dict) -> None:
     """fp32 and int8: accuracy, size, time."""
     from rich.console import Console
-    from rich.table import Table
 
     sizes = list(beside["fp32"]["milliseconds"])
-    table = Table("", "test accuracy", "size", *(f"ms for {size}" for size in sizes))
+    table = new_table("", "test accuracy", "size", *(f"ms for {size}" for size in sizes))
     for column in table.columns[1:]:
         column.justify = "right"
     for name in ("fp32", "int8"):

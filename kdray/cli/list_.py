@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from ..run.tables import new_table
 from .methods import brief, facts, markdown
 from .runs import brief as brief_run
 
@@ -132,9 +133,7 @@ _LONG = ("paper", "version", "plugin", "started", "weights")
 
 
 def _print_table(rows: list[dict]) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     # The rest is for --json: long, told by the order of the rows, or the same in all of them.
@@ -146,7 +145,7 @@ def _print_table(rows: list[dict]) -> None:
         console.width = 10_000  # whoever reads a pipe looks for lines
     if console.width < WIDE and "student / teacher" in columns:
         columns.remove("student / teacher")  # or nothing would be left for the summary
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = new_table()
     for name in columns:
         least = 16 if "teacher" in name else None  # an output's name is not broken
         table.add_column(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..run.tables import new_table
 from . import plugins_check, plugins_new
 
 app = typer.Typer(rich_markup_mode=None)
@@ -62,12 +63,10 @@ def _describe(info) -> dict:
 
 
 def _print_table(infos) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table("name", "distribution", "status", "provides", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = new_table("name", "distribution", "status", "provides")
     for info in infos:
         origin = f"{info.dist} {info.version}" if info.dist else info.source_path
         style = {"failed": "red", "blocked": "dim"}.get(info.status, "")

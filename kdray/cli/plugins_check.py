@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError, PluginError, did_you_mean
+from ..run.tables import new_table
 
 
 def check(
@@ -108,16 +109,12 @@ def _options(given: list[str]) -> dict:
 
 
 def _print_tables(found: dict) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
     for name, verdicts in found.items():
-        table = Table(
-            "check", "", "", title=Text(name, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-        )
+        table = new_table("check", "", "", title=Text(name, "bold"))
         first: dict[str, str] = {}  # what is wrong at the root shows in many checks, and is told once
         for verdict in verdicts:
             mark = Text("passed", "green") if verdict.passed else Text("failed", "bold red")

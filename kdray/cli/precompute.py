@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..run.tables import new_table
 from .arguments import Address, AsJson, ConfigFile, CpusPerWorker, NumWorkers, Overrides, command_line, with_flags
 
 
@@ -55,9 +56,8 @@ def precompute(
 
 def _report(found: list[dict], config) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    out, table = Console(soft_wrap=True), Table(box=None, pad_edge=False)
+    out, table = Console(soft_wrap=True), new_table()
     for column in ("teacher", "stored", "answers", "MB", "computed now", "a second"):
         table.add_column(column, justify="left" if column in ("teacher", "stored") else "right")
     for row in found:

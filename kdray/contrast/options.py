@@ -9,31 +9,35 @@ from pydantic import Field
 from ..options import Options
 
 
-class BankOptions(Options):
+class MemoryOptions(Options):
+    momentum: float = Field(0.5, ge=0, lt=1, description="Share of the old vector when a sample's row is written.")
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="How the rows are kept: bf16 takes half the room; scores are computed as ever."
+    )
+
+
+class BankOptions(MemoryOptions):
     kind: Literal["bank"] = Field("bank", description="A memory of every training sample, of which some are drawn.")
     count: int = Field(
         16384,
         gt=0,
         description="K: negatives drawn for each sample; with replacement where other classes have fewer samples.",
     )
-    momentum: float = Field(0.5, ge=0, lt=1, description="Share of the old vector when a sample's row is written.")
     mode: Literal["exact", "relax"] = Field(
         "exact", description="exact: the positive is the sample itself. relax: any sample of its class."
     )
 
 
-class SharedOptions(Options):
+class SharedOptions(MemoryOptions):
     kind: Literal["shared"] = Field(
         "shared",
         description="The same memory, of which one draw serves the whole batch; each anchor leaves its own class out.",
     )
     count: int = Field(16384, gt=0, description="K: samples drawn for the batch, without replacement.")
-    momentum: float = Field(0.5, ge=0, lt=1, description="Share of the old vector when a sample's row is written.")
 
 
-class AllOptions(Options):
+class AllOptions(MemoryOptions):
     kind: Literal["all"] = Field("all", description="The same memory without a draw: every sample of another class.")
-    momentum: float = Field(0.5, ge=0, lt=1, description="Share of the old vector when a sample's row is written.")
 
 
 _OTHER = "Whose rows repel. class: those of other classes. sample: of all other samples, also of the same class."

@@ -54,8 +54,9 @@ class Bank(nn.Module):
             self.draw = ForAll(options.count, setup.num_samples)
         self.same = SameClass(setup.labels) if options.kind == "bank" and options.mode == "relax" else None
         self.register_buffer("labels", setup.labels, persistent=False)
-        self.register_buffer("memory_s", random_rows(setup.num_samples, dim, setup.generator))
-        self.register_buffer("memory_t", random_rows(setup.num_samples, dim, setup.generator))
+        for name in ("memory_s", "memory_t"):
+            rows = random_rows(setup.num_samples, dim, setup.generator)
+            self.register_buffer(name, rows.bfloat16() if options.dtype == "bf16" else rows)
 
     def forward(self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None) -> tuple[Scores, Scores]:
         drawn = self.draw(batch, step) if self.draw else None
@@ -68,7 +69,6 @@ class Bank(nn.Module):
             others = self.labels[drawn] != batch.target[:, None]
 
         def scores(anchor: Tensor, memory: Tensor) -> Scores:
-            memory = memory.to(anchor.dtype)
             every = product(anchor, memory) if same is not None else None
             positive = (every, same) if self.by_class else ((anchor * memory[own]).sum(dim=1, keepdim=True), None)
             if drawn is None:
@@ -90,8 +90,8 @@ class Bank(nn.Module):
         last = torch.where(index[None, :] == index[:, None], places, 0).amax(dim=1)
         m = self.momentum
         for memory, fresh in zip((self.memory_s, self.memory_t), self.fresh):
-            fresh = step.gather(fresh)[last].to(memory.dtype)
-            memory[index] = F.normalize(m * memory[index] + (1 - m) * fresh, dim=1)
+            fresh = step.gather(fresh)[last]
+            memory[index] = F.normalize(m * memory[index] + (1 - m) * fresh, dim=1).to(memory.dtype)
 
 
 class Queue(Ring):

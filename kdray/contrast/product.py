@@ -80,8 +80,9 @@ def _parts(memory: Tensor, drawn: Tensor) -> Iterator[tuple[Tensor, Tensor, Tens
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T. For fp32 on CPUs by oneDNN, in full precision: torch's own choice, MKL, takes twice as long on
-    processors that are not Intel's."""
+    """x @ weight.T, in the arithmetic of x. For fp32 on CPUs by oneDNN, in full precision: torch's own choice, MKL,
+    takes twice as long on processors that are not Intel's."""
+    weight = weight.to(x.dtype)
     if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return x @ weight.T

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..clock import Clock, Part
+from .tables import new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +17,7 @@ COMMAND = "no run"
 def time_table(clock: Clock) -> Table:
     """A row a part of the work, a column a run: seconds, which add up to the time of the command, to rounding."""
     seconds = clock.seconds
-    table = _table("where the time went, in seconds")
+    table = new_table(title="where the time went, in seconds")
     runs = sorted(seconds, key=bool)
     for heading in ("", *(run.replace("-", "-\n") or COMMAND for run in runs), "all", "share"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -37,16 +38,9 @@ def time_table(clock: Clock) -> Table:
 
 def operator_table(operators: list[dict], run: str) -> Table:
     """operators: of a row of kind "profile"."""
-    table = _table(f"what took most of the traced steps of {run}")
+    table = new_table(title=f"what took most of the traced steps of {run}")
     for heading in ("", "calls", "ms", "share"):
         table.add_column(heading, justify="right" if heading else "left")
     for one in operators:
         table.add_row(one["name"], str(one["calls"]), f"{one['seconds'] * 1e3:.2f}", f"{one['share']:.1%}")
     return table
-
-
-def _table(title: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)

@@ -478,3 +478,32 @@ def test_a_batch_longer_than_the_memory_leaves_its_last_rows(label):
 def test_memories_lie_on_no_graph_and_teachers_get_no_gradient():
     for name, options in EVERY.values():
         assert not any(v.requires_grad for v in run(name, options).state.values())
+
+
+@pytest.mark.parametrize("kind", ["bank", "shared", "all"])
+def test_a_memory_in_half_the_room_scores_nearly_the_same(kind):
+    count = {} if kind == "all" else {"count": 8}
+    found = {}
+    for dtype in ("fp32", "bf16"):
+        cls = Registry.default().get("distillers", "crd").cls
+        options = cls.Options.model_validate({"dim": DIM, "negatives": {"kind": kind, "dtype": dtype, **count}})
+        crd = cls(options, initial("crd", {"dim": DIM})[1])
+        torch.manual_seed(0)
+        for parameter in crd.parameters():
+            torch.nn.init.normal_(parameter)
+        step = Step(number=0, epoch=0, generator=torch.Generator().manual_seed(1))
+        batch = Batch(index=INDICES[0], target=LABELS[INDICES[0]], size=B)
+        x = STUDENT[0].float().requires_grad_()
+        loss = crd(Outputs(embedding=x), Outputs(embedding=TEACHER[0].float()), batch, step)
+        loss.backward()
+        crd.after_backward(batch, step)
+        memory = {name: value for name, value in crd.named_buffers() if "memory" in name}
+        found[dtype] = loss.detach(), x.grad, memory
+    (exact, gradient, memory), (loss, d_x, halved) = found.values()
+    assert {x.dtype for x in memory.values()} == {torch.float32} and len(memory) == 2
+    assert {x.dtype for x in halved.values()} == {torch.bfloat16}
+    assert loss != exact and loss == pytest.approx(exact.item(), rel=0.02)
+    torch.testing.assert_close(d_x, gradient, atol=0.03 * gradient.abs().max().item(), rtol=0)
+    for name, rows in memory.items():
+        torch.testing.assert_close(halved[name].float(), rows, atol=0.01, rtol=0)
+        assert not torch.equal(rows[INDICES[0]], initial("crd", {"dim": DIM})[0].state_dict()[name][INDICES[0]].float())
