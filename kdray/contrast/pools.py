@@ -54,9 +54,9 @@ class Bank(nn.Module):
             self.draw = ForAll(options.count, setup.num_samples)
         self.same = SameClass(setup.labels) if options.kind == "bank" and options.mode == "relax" else None
         self.register_buffer("labels", setup.labels, persistent=False)
+        dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
         for name in ("memory_s", "memory_t"):
-            rows = random_rows(setup.num_samples, dim, setup.generator)
-            self.register_buffer(name, rows.bfloat16() if options.dtype == "bf16" else rows)
+            self.register_buffer(name, random_rows(setup.num_samples, dim, setup.generator, dtype))
 
     def forward(self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None) -> tuple[Scores, Scores]:
         drawn = self.draw(batch, step) if self.draw else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 AT_ONCE = 1 << 26
-"""Scores with a memory that are held at a time: 256 MiB in fp32, for each direction."""
+"""Numbers that are held at a time, scores with a memory or rows of it: 256 MiB in fp32, for each direction."""
 
 
 def product(anchor: Tensor, memory: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class _Product(torch.autograd.Function):
 def drawn_product(anchor: Tensor, memory: Tensor, drawn: Tensor) -> Tensor:
     """Of these inner products, those of the rows `drawn` (b, K) of the memory: (b, K). A memory too large for
     `AT_ONCE` is gone through in parts, so that a step needs no more room than that for it."""
-    parts = memory.split(max(1, AT_ONCE // len(anchor)))
+    parts = memory.split(_rows_at_once(memory, len(anchor)))
     return (_DrawnProduct if len(parts) == 1 else _DrawnInParts).apply(anchor, memory, drawn)
 
 
@@ -69,10 +69,15 @@ class _DrawnInParts(torch.autograd.Function):
         return of_anchor, None, None
 
 
+def _rows_at_once(memory: Tensor, anchors: int) -> int:
+    """Of the memory: neither their scores nor, where they are kept in bf16, they themselves may be too many numbers."""
+    return max(1, AT_ONCE // max(anchors, memory.shape[1]))
+
+
 def _parts(memory: Tensor, drawn: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Of the memory, with the places of `drawn` in each, and which of them are really there."""
     start = 0
-    for part in memory.split(max(1, AT_ONCE // len(drawn))):
+    for part in memory.split(_rows_at_once(memory, len(drawn))):
         at = drawn - start
         here = (at >= 0) & (at < len(part))
         yield part, at.clamp_(0, len(part) - 1), here

@@ -9,10 +9,16 @@ from torch import Tensor, nn
 from ..distiller import Step
 
 
-def random_rows(rows: int, dim: int, generator: torch.Generator) -> Tensor:
+AT_ONCE = 1 << 16
+"""Rows that are drawn at a time: a memory may be so large that there is no room for it twice."""
+
+
+def random_rows(rows: int, dim: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
     """Uniform in ±1/√(dim/3), as the published banks begin: vectors of length about 1."""
-    bound = (dim / 3) ** -0.5
-    return torch.rand(rows, dim, generator=generator) * 2 * bound - bound
+    found, bound = torch.empty(rows, dim, dtype=dtype), (dim / 3) ** -0.5
+    for part in found.split(AT_ONCE):
+        part.copy_(torch.rand(part.shape, generator=generator) * 2 * bound - bound)
+    return found
 
 
 class Ring(nn.Module):
