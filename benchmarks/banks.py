@@ -4,7 +4,8 @@
 
 For each source of negatives and batch size, in a process of its own: seconds of a step (forward, backward and the
 writing of the memory; median) and the memory that it takes, when it is made (banks, lists of classes; at most) and
-beyond that at most during a step. 1,000 classes, embeddings of 512 and 2,048 numbers, d = 128, K = 16,384 where a number is drawn or queued.
+beyond that at most during a step. 1,000 classes, embeddings of 512 and 2,048 numbers, d = 128, K = 16,384 where a
+number is drawn or queued.
 Writes benchmarks/results/banks.json and prints a Markdown table.
 """
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from ..distiller import Step
 
-
 AT_ONCE = 1 << 16
 """Rows that are drawn at a time: a memory may be so large that there is no room for it twice."""
 
