@@ -78,8 +78,14 @@ def _left() -> list[str]:
     from ray._private.state import actors
     from ray.util import placement_group_table
 
+    # Ray Train starts it once in a cluster, detached, for all of its jobs: others' too.
+    rays = "_AutoscalingCoordinatorActor"
     groups = [f"placement group {key}" for key, g in placement_group_table().items() if g["state"] != "REMOVED"]
-    return groups + [f"actor {a['ActorClassName']}" for a in actors().values() if a["State"] != "DEAD"]
+    return groups + [
+        f"actor {a['ActorClassName']}"
+        for a in actors().values()
+        if a["State"] != "DEAD" and a["ActorClassName"] != rays
+    ]
 
 
 if __name__ == "__main__":
