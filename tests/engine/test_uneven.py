@@ -67,3 +67,21 @@ def test_three_workers_have_the_losses_of_one(lab, int8):
     a, b = (load_file(folder / "student.safetensors") for folder in folders)
     for name in a:
         assert_close(a[name], b[name], rtol=1e-7, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_student_in_shares_rounds_as_a_whole_one(lab):
+    file = lab.config(
+        "shares",
+        data={"samples": 160},
+        student={"model": "convnet", "widths": [4, 8], "int8": True},
+        engine={"precision": "fp64", "log_every": 1},
+        scale={"num_workers": "1..3", "shard": ["student"]},
+    )
+    folders = [lab.path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    work(0, 1, file, folders[0])
+    spawn(work, (2, file, folders[1]), 2)
+    whole, shares = (load_file(folder / "student.safetensors") for folder in folders)
+    for name in whole:
+        assert_close(shares[name], whole[name], rtol=1e-7, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
