@@ -185,7 +185,8 @@ class Lab:
     def clean(self) -> None:
         """No unfinished file, nothing in the folder for temporary files, and no process."""
         parts = [p for p in self.path.rglob(".*") if p.name.startswith(".writing-") or p.name == ".ray"]
-        temporary = [p for p in (self.path / "tmp").iterdir() if p.name != "ray"]  # Ray keeps the logs of its sessions
+        rays = ("ray", "_ray_lockfiles")  # the logs of its sessions, and empty files that Ray Tune locks
+        temporary = [p for p in (self.path / "tmp").iterdir() if p.name not in rays]
         left = [str(p.relative_to(self.path)) for p in [*parts, *temporary]]
         assert not left, f"left behind: {left}"
         self.clean_processes()
