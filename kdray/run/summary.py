@@ -103,7 +103,7 @@ def parameters(weights: Path) -> int:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise MismatchError(f"{weights} is damaged: {error}") from error
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    buffers = ("running_mean", "running_var", "num_batches_tracked", "input_range")
     return sum(prod(shape) for name, shape in shapes.items() if not name.endswith(buffers))
 
 

@@ -46,6 +46,8 @@ def run(home, teacher_weights):
 
 def test_it_is_measured_as_it_was_trained(run, home):
     assert home.measured(run)["top1"] == run.summary["last"]["top1"] > 0.7
+    network = rebuilt(run, False, home.registry, find_project().data)[1].network
+    assert run.summary["parameters"] == sum(p.numel() for p in network.parameters())
     state = load_file(run.weights(False))
     low, high = state["stages.0.conv.input_range"].tolist()
     pixels = (-0.5 / 0.5, 10)  # of digits, normalised
