@@ -244,5 +244,8 @@ def digest(config: Config) -> str:
     for key in ("mix", "leave_out", "label_noise"):
         if not value["data"][key]:
             del value["data"][key]  # the digest of a run from before there was one
+    for loss in value["losses"].values():
+        if isinstance(negatives := loss.get("negatives"), dict) and negatives.get("dtype") == "fp32":
+            del negatives["dtype"]  # likewise
     value["losses"] = list(value["losses"].items())  # their order is the order of a sum
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,9 @@ from ..options import Options
 class MemoryOptions(Options):
     momentum: float = Field(0.5, ge=0, lt=1, description="Share of the old vector when a sample's row is written.")
     dtype: Literal["fp32", "bf16"] = Field(
-        "fp32", description="How the rows are kept: bf16 takes half the room; scores are computed as ever."
+        "fp32",
+        description="How the rows are kept: bf16 takes half the room; for a momentum of 0.9 at most, since smaller "
+        "moves are lost in its rounding.",
     )
 
 

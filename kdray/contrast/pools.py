@@ -91,7 +91,7 @@ class Bank(nn.Module):
         m = self.momentum
         for memory, fresh in zip((self.memory_s, self.memory_t), self.fresh):
             fresh = step.gather(fresh)[last]
-            memory[index] = F.normalize(m * memory[index] + (1 - m) * fresh, dim=1).to(memory.dtype)
+            memory[index] = F.normalize(m * memory[index].to(fresh.dtype) + (1 - m) * fresh, dim=1).to(memory.dtype)
 
 
 class Queue(Ring):

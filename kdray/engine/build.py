@@ -34,7 +34,7 @@ from ..teacher.teachers import AVERAGE, Teachers
 from .labels import setup_for
 from .objective import Objective
 from .phases import phases
-from .precision import Precision
+from .precision import Precision, moved
 
 
 @dataclass
@@ -153,7 +153,7 @@ def build(
         if data.mix:
             setup = setup_for(label, cls, setup)
         distiller = _distiller(label, cls, config.losses[label].options, setup)
-        distillers[label] = _moved(distiller, device, precision.dtype)
+        distillers[label] = moved(distiller, device, precision.dtype)
     objective = Objective(student, distillers, precision)
     objective.deployed(), phases(objective.by_label())  # what is wrong with them is told before anything is trained
     of_teacher = {name: needs(name, of_loss, classes) for name in teachers}
@@ -177,11 +177,6 @@ def _teachers_of_losses(config: Config, classes: dict[str, type[Distiller]]) -> 
 def _distiller(label: str, cls: type[Distiller], options: dict, setup: Setup) -> Distiller:
     with blaming(f"losses.{label}: {cls.__name__} could not be built"):
         return cls(parse_options(cls.Options, options), setup)
-
-
-def _moved(distiller: Distiller, device: torch.device, dtype: torch.dtype) -> Distiller:
-    """Its numbers in fp32 in `dtype`; those that it keeps in another dtype, it does so on purpose."""
-    return distiller._apply(lambda x: x.to(device, dtype if x.dtype == torch.float32 else x.dtype))
 
 
 def new_optimizer(config: Config, registry: Registry, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

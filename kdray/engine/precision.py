@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..distiller import Outputs
+from ..distiller import Distiller, Outputs
 
 
 class Precision:
@@ -37,3 +37,8 @@ def cast(value, dtype: torch.dtype):
         kinds = ("logits", "embedding", "last_map", "features", "preactivations", "head")
         return replace(value, **{kind: cast(getattr(value, kind), dtype) for kind in kinds})
     return value
+
+
+def moved(distiller: Distiller, device: torch.device, dtype: torch.dtype) -> Distiller:
+    """There, its numbers in fp32 as `dtype`. Those that it keeps in another dtype, it does so on purpose."""
+    return distiller._apply(lambda x: x.to(device, dtype if x.dtype == torch.float32 else x.dtype))

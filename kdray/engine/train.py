@@ -571,6 +571,7 @@ class Training:
             spoiled, self.spoiled = self.spoiled or bool(self.lost), False
             if spoiled:
                 self.optimizer.zero_grad(set_to_none=True)
+                self.ranges.forget()
                 return
         for group in self.optimizer.param_groups:
             group["lr"] = self.dials["lr"]

@@ -33,7 +33,6 @@ class RoundedLinear(nn.Linear):
 
 
 ROUNDED = {nn.Conv2d: RoundedConv2d, nn.Linear: RoundedLinear}
-EXACT = {rounded: exact for exact, rounded in ROUNDED.items()}
 
 
 def _input(layer: nn.Module, x: Tensor) -> Tensor:
@@ -41,8 +40,11 @@ def _input(layer: nn.Module, x: Tensor) -> Tensor:
     if layer.training:
         low, high = x.detach().aminmax()
         torch.maximum(layer.reached, torch.stack([-low, high]).to(layer.reached.dtype), out=layer.reached)
-    scale, zero = _grid(*layer.input_range)
-    if layer.training:
+        # What is no finite number would be rounded to one: so it is told at this step, by what it makes of the range.
+        scale, zero = _grid(*(layer.input_range + 0 * layer.reached))
+    else:
+        scale, zero = _grid(*layer.input_range)
+    if torch.is_grad_enabled():
         return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, LEVELS - 1)
     return _round(x, scale, zero)
 
@@ -52,15 +54,18 @@ def _weights(layer: nn.Module) -> Tensor:
     weight = layer.weight
     rows = weight.detach().flatten(1)
     scale, zero = _grid(rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0))
-    if layer.training:
-        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, 0, LEVELS - 1)
+    if torch.is_grad_enabled():
+        # Whole numbers as fp32: others are looked at by the host, which a recorded step cannot wait for.
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero.float(), 0, 0, LEVELS - 1)
     of_rows = (-1, *(1,) * (weight.dim() - 1))
     return _round(weight, scale.view(of_rows), zero.view(of_rows))
 
 
 def _round(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """What torch's fused kernels compute, in operators that torch.export knows for batches of any size."""
-    return scale * ((x / scale).round().add(zero).clamp(0, LEVELS - 1) - zero)
+    """What torch's fused kernels compute, without a gradient, in operators that torch.export knows for batches of any
+    size."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    return (scale * ((wide / scale).round().add(zero).clamp(0, LEVELS - 1) - zero)).to(x.dtype)
 
 
 def _grid(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +76,7 @@ def _grid(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 def rounded_layers(model: nn.Module) -> dict[str, nn.Module]:
     """By path."""
-    return {path: module for path, module in model.named_modules() if type(module) in EXACT}
+    return {path: module for path, module in model.named_modules() if isinstance(module, tuple(ROUNDED.values()))}
 
 
 def set_rounding(model: nn.Module) -> None:
@@ -128,6 +133,10 @@ class InputRanges:
         old, new = torch.stack(self.ranges), now * now.new_tensor([-1.0, 1.0])
         ran = now.any(dim=1, keepdim=True)  # not every layer does in every step
         torch._foreach_copy_(self.ranges, list(torch.where(ran, old.lerp(new, MOMENTUM), old)))
+        self.forget()
+
+    def forget(self) -> None:
+        """What was reached since `follow`, by batches that do not count."""
         torch._foreach_zero_(self.reached)
 
 
@@ -137,7 +146,7 @@ def without_rounding(model: nn.Module) -> tuple[nn.Module, dict[str, tuple[float
     layers = rounded_layers(model)
     ranges = {path: tuple(layer.input_range.tolist()) for path, layer in layers.items()}
     for layer in layers.values():
-        layer.__class__ = EXACT[type(layer)]
+        layer.__class__ = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
         del layer.input_range, layer.reached
     return model, ranges
 

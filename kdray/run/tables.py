@@ -1,4 +1,4 @@
-"""How kdray's tables look in a terminal."""
+"""How tables look that list, compare or check; a run's result has a frame."""
 
 from __future__ import annotations
 

@@ -71,7 +71,8 @@ def export(
         raise ConfigError(f"{file}: a file of the format {name} ends in {format.suffix}")
     with _part_of(file) as part:
         # An example of one picture would be taken for the only size of a batch.
-        format.write(network, pictures[:2], facts, part)
+        with torch.no_grad():
+            format.write(network, pictures[:2], facts, part)
         difference = compare(network, format.read(part)[0], pictures)
         if int8:
             of_file = {f"network.{path}": range for path, range in ranges.items()}

@@ -6,6 +6,7 @@ unless inductor compiles them, and that was not to be relied on: docs/export.md 
 
 from __future__ import annotations
 
+import ast
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,9 +80,19 @@ def _overrides(graph, ranges: Ranges) -> dict[str, list[dict]]:
     """By name of the tensor that a layer reads."""
     found = {}
     for node in graph.node:
-        if node.op_type in ("Conv", "Gemm") and (known := ranges.get(node.input[1].removesuffix(".weight"))):
+        if node.op_type in ("Conv", "Gemm", "MatMul") and (known := ranges.get(_module(node))):
             found[node.input[0]] = [{"rmin": np.float32(known[0]), "rmax": np.float32(known[1])}]
     return found
+
+
+def _module(node) -> str:
+    """The path of the layer that a node is: its weight has the name, or torch's exporter has noted where it is from."""
+    name, _, kind = node.input[1].rpartition(".")
+    if kind == "weight":
+        return name
+    noted = {entry.key: entry.value for entry in node.metadata_props}
+    scopes = ast.literal_eval(noted.get("pkg.torch.onnx.name_scopes", "[]"))  # the outermost module … the operator
+    return scopes[-2] if len(scopes) > 1 else ""
 
 
 def _normalisation(graph) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..config.sections import parse_options
 from ..distiller import Batch, Outputs, Setup, Shapes, Step
+from ..engine.precision import moved
 from ..errors import ConfigError
 from ..registry import Registry
 
@@ -83,7 +84,8 @@ def evaluate(
         new_student=new_student,
     )
     torch.manual_seed(seed)
-    distiller = spec.cls(parse_options(spec.cls.Options, dict(options or {})), setup).to(example.device, example.dtype)
+    distiller = spec.cls(parse_options(spec.cls.Options, dict(options or {})), setup)
+    moved(distiller, example.device, example.dtype)
     if state:
         unknown = sorted(set(state) - set(distiller.state_dict()))
         if unknown:

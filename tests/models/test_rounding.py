@@ -12,6 +12,8 @@ from kdray.models.convnet import ConvNet
 from kdray.models.rounding import (
     MOMENTUM,
     InputRanges,
+    _grid,
+    _round,
     begin_rounding,
     rounded_layers,
     set_rounding,
@@ -119,3 +121,27 @@ def test_numbers_that_are_all_zero_stay_zero():
     y.sum().backward()
     assert_close(y, one.bias.expand(2, 3))
     assert x.grad.isfinite().all() and one.weight.grad.isfinite().all()
+
+
+def test_what_is_no_number_stays_none():
+    one = layer(-1.0, 1.0).train()
+    x = torch.tensor([[0.1, float("inf"), 0.0, 0.0, 0.0]])
+    assert not one(x).isfinite().any()
+    with torch.no_grad():
+        one.weight[1, 2] = float("nan")
+    assert one(torch.zeros(1, 5)).isfinite().tolist() == [[False, False, False]]  # the range is lost too
+
+
+def test_a_trunk_in_evaluation_mode_passes_the_gradient():
+    one = layer(-1.0, 1.0).eval()
+    x = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5]], requires_grad=True)
+    one(x).sum().backward()
+    assert_close(x.grad[0], one.weight.detach().sum(0), atol=0.02, rtol=0)
+
+
+def test_in_bf16_both_ways_round_to_the_same_levels():
+    one = layer(-1.1, 2.3)
+    x = torch.randn(500, 5).bfloat16()
+    scale, zero = _grid(*one.input_range)
+    fused = torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
+    assert torch.equal(_round(x, scale, zero), fused)
