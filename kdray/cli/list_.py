@@ -56,6 +56,8 @@ def list_(
     elif rows:
         shown = {Kind.distillers: brief, Kind.runs: brief_run}.get(kind, dict)
         _print_table([shown(row) for row in rows])
+    else:
+        typer.echo(f"there are no {kind.value}", err=True)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
 
