@@ -137,7 +137,8 @@ class InputRanges:
 
     def forget(self) -> None:
         """What was reached since `follow`, by batches that do not count."""
-        torch._foreach_zero_(self.reached)
+        if self.reached:
+            torch._foreach_zero_(self.reached)
 
 
 def without_rounding(model: nn.Module) -> tuple[nn.Module, dict[str, tuple[float, float]]]:
