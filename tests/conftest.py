@@ -6,12 +6,14 @@ import gc
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from kdray.cli.main import main
 from kdray.config.load import load_config
 from kdray.config.project import find_project
 from kdray.launch.experiment import Experiment
@@ -39,6 +41,21 @@ def hear_interrupts() -> None:
     """For subprocess's `preexec_fn`. A shell lets what it starts in the background ignore Ctrl-C, and so would its
     children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """`kdray …` in this process and its current folder, whose kdray.toml may be another one in each test. Returns its
+    exit code."""
+    monkeypatch.setattr(sys, "path", list(sys.path))  # `module:factory` adds the working directory
+    monkeypatch.setattr(sys, "argv", ["kdray", *arguments])
+    Registry.default.__func__.cache_clear()
+    try:
+        main()
+        return 0
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        Registry.default.__func__.cache_clear()
 
 
 WHOLE = ("losses", "student", "teacher", "extra_views")  # given anew as a whole

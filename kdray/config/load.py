@@ -211,9 +211,9 @@ def _without_places(teacher: dict | None) -> None:
 
 
 def _without_source(network: dict | None) -> None:
-    """Of a pruned network its weights count, not the file that they are in; nothing where there is none."""
-    for key in ("prune", "pruned"):
-        if network and key in network and network[key] is None:
+    """Of a pruned network its weights count, not the file that they are in; nothing of what is not asked for."""
+    for key in ("prune", "pruned", "int8"):
+        if network and key in network and not network[key]:
             del network[key]  # the digest of a run from before there was one
     if network and (pruned := network.get("pruned")):
         del pruned["source"]
@@ -239,8 +239,6 @@ def digest(config: Config) -> str:
         _without_places(teacher)
     for network in (value["student"], value["teacher"], *value["teachers"].values()):
         _without_source(network)
-    if not value["student"]["int8"]:
-        del value["student"]["int8"]  # the digest of a run from before there was one
     for key in ("mix", "leave_out", "label_noise"):
         if not value["data"][key]:
             del value["data"][key]  # the digest of a run from before there was one

@@ -102,7 +102,8 @@ def _began_with(config: Config) -> list[str]:
 
 
 def _trained_for(config: Config) -> list[str]:
-    return ["for 8 bits: what its layers read, and their weights, were rounded to 256 levels"] * config.student.int8
+    rounded = "for 8 bits: what its layers read, and their weights, were rounded to 256 levels"
+    return [rounded] if config.student.int8 else []
 
 
 def _source(teacher, run: RunFolder, name: str) -> str:

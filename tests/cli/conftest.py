@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdray.cli.main import main
-from kdray.registry import Registry
+from tests.conftest import run_command
 
 SMALL = {
     "name": "small",
@@ -86,18 +84,8 @@ def _flow(section) -> str:
 def desk(tmp_path, monkeypatch, capfd) -> Desk:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "path", list(sys.path))  # `module:factory` adds the working directory
 
     def command(*arguments: str) -> Result:
-        Registry.default.__func__.cache_clear()  # kdray.toml is another one in each test
-        monkeypatch.setattr(sys, "argv", ["kdray", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        finally:
-            Registry.default.__func__.cache_clear()
-        return Result(code, *capfd.readouterr())
+        return Result(run_command(monkeypatch, *arguments), *capfd.readouterr())
 
     return Desk(tmp_path, command)

@@ -3,17 +3,14 @@ not and where else."""
 
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from test_named_commands import commands
 
-from kdray.cli.main import main
 from kdray.data.published import digits
-from kdray.registry import Registry
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_command
 
 TEACHER = "runs/teacher/student.safetensors"
 HERE = {
@@ -138,14 +135,6 @@ def home(tmp_path_factory) -> Path:
 def test_command(words, home, monkeypatch, capfd):
     """In order: each may need what those before it left behind."""
     monkeypatch.chdir(home)
-    monkeypatch.setattr(sys, "argv", ["kdray", *HERE[words].split()])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    Registry.default.__func__.cache_clear()  # kdray.toml is another one in each test
-    try:
-        main()
-    except SystemExit as end:
-        assert not end.code, capfd.readouterr().err
-    finally:
-        Registry.default.__func__.cache_clear()
-    said = capfd.readouterr()
+    code, said = run_command(monkeypatch, *HERE[words].split()), capfd.readouterr()
+    assert not code, said.err
     assert "Traceback" not in said.err and (said.out or said.err).strip()
