@@ -12,12 +12,12 @@ import typer
 def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array of objects with `name`.")] = False,
 ) -> None:
-    """List the runs and searches of the project's run folder and how they stand, the newest last; the same as `kdray
-    list runs`.
+    """List the runs, searches and tables of the project's run folder and how they stand, the newest last; the same as
+    `kdray list runs`.
 
     A run is created, running, finished, interrupted, failed, or died: its process is gone, and it could not say so.
-    `kdray resume`, of a search `kdray tune --resume`, goes on with the last three. With --json there is more: the
-    folder, the progress, the time of the last sign.
+    `kdray resume` goes on with the last three; with a search `kdray tune --resume`, with a table the command that began
+    it. With --json there is more: the folder, the progress, the time of the last sign.
 
     Examples:
 
@@ -41,8 +41,8 @@ def _at(row: dict) -> str:
 
     if row["state"] == "failed":
         return row["error"] or ""
-    if row["trials"] is not None:
-        return f"search, trials: {row['trials']}"
+    if row["parts"] is not None:
+        return f"{row['kind']}, {'trials' if row['kind'] == 'search' else 'runs'}: {row['parts']}"
     if row["state"] == "finished":
         return ""
     now = row["progress"] or {}

@@ -9,14 +9,17 @@ import typer
 
 
 def stop(
-    run: Annotated[str, typer.Argument(help="Name or path of a run or a search (`kdray runs`).", metavar="RUN")],
+    run: Annotated[
+        str, typer.Argument(help="Name or path of a run, a search or a table (`kdray runs`).", metavar="RUN")
+    ],
     wait: Annotated[
         float, typer.Option("--wait", min=0, help="Seconds to wait for it; the request stays after them.")
     ] = 600.0,
 ) -> None:
     """Ask a run for a checkpoint and to stop, from wherever its folder is seen. `kdray resume RUN` goes on with it.
 
-    A search stops as by Ctrl-C: trials go on from their last checkpoints at `kdray tune --resume SEARCH`.
+    A search stops as by Ctrl-C: trials go on from their last checkpoints at `kdray tune --resume SEARCH`; so does a
+    table, when `kdray reproduce` is given again.
 
     Examples:
 

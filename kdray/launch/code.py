@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.abc import ExecutionLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions
@@ -48,12 +49,11 @@ class Code:
 
 def own_modules(folder: Path) -> dict[str, Source]:
     """Those that this process has imported from `folder`, without what is installed: each node has its own of that."""
-    found, folder = {}, folder.resolve()
-    for name, module in list(sys.modules.items()):
-        file = Path(getattr(module, "__file__", None) or "")
-        if name != "__main__" and file.suffix == ".py" and _is_in(file, folder):
-            found[name] = file
-    installed = packages_distributions() if found else {}
+    files = {name: Path(getattr(module, "__file__", None) or "") for name, module in list(sys.modules.items())}
+    files = {name: file for name, file in files.items() if name != "__main__" and file.suffix == ".py"}
+    mine = _within({file.parent for file in files.values()}, folder)  # thousands of modules lie in hundreds of folders
+    found = {name: file for name, file in files.items() if file.parent in mine}
+    installed = _installed() if found else {}
     found = {name: file for name, file in found.items() if name.partition(".")[0] not in installed}
     sources = {n: Source(f.read_text(encoding="utf-8"), str(f), f.name == "__init__.py") for n, f in found.items()}
     for name in found:
@@ -62,11 +62,17 @@ def own_modules(folder: Path) -> dict[str, Source]:
     return sources
 
 
-def _is_in(file: Path, folder: Path) -> bool:
-    """Whether a module is the user's: Python itself may be somewhere in the folder too."""
-    python = [Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)]
-    file = file.resolve()
-    return file.is_relative_to(folder) and not any(file.is_relative_to(place) for place in python)
+_installed = cache(packages_distributions)  # reads the metadata of every package
+
+
+def _within(places: set[Path], folder: Path) -> set[Path]:
+    """Those that hold the user's modules: Python itself may be somewhere in the folder too."""
+    folder, *python = (Path(path).resolve() for path in (folder, sys.prefix, sys.base_prefix))
+
+    def is_mine(place: Path) -> bool:
+        return place.is_relative_to(folder) and not any(place.is_relative_to(prefix) for prefix in python)
+
+    return {place for place in places if is_mine(place.resolve())}
 
 
 class Shipped(MetaPathFinder, ExecutionLoader):

@@ -169,34 +169,44 @@ class Experiment:
         self, run: RunFolder, config: Config, data: Data | None = None, caches: dict[str, Place] | None = None
     ) -> RunFolder:
         """data, caches: where they are known already."""
+        run.sweep()
+        try:
+            with self._driven(run):
+                self._tell("kdray_run_started", run, config)
+                teachers = self._teachers(run, config)
+                if caches is None:
+                    caches = self._caches(config, teachers, data)
+                if config.scale.num_workers:
+                    data = None  # the workers load their own
+                alone = self._alone(run, config) if config.baseline else None
+                self._train(run, config, teachers, caches, data)
+                teacher_runs = {name: _run_of(checkpoint) for name, checkpoint in teachers.items()}
+                summary = summarise(run, config, teacher_runs, alone)
+        except BaseException as error:
+            self._tell("kdray_run_failed", run, config, error=error)
+            if full := disk_is_full(error, run.path):
+                raise full from error
+            raise
+        self._tell("kdray_run_finished", run, config, summary=summary)
+        return run
+
+    @contextlib.contextmanager
+    def _driven(self, run: RunFolder) -> Iterator[None]:
+        """While it is open, a run, a search or a table is under way, and what is part of it stops where it is asked to;
+        afterwards its status says how it has ended."""
         self.under_way.append(run.path)
         try:
             forget(run.path)
-            run.sweep()
             run.set_status("running")
-            self._tell("kdray_run_started", run, config)
-            teachers = self._teachers(run, config)
-            if caches is None:
-                caches = self._caches(config, teachers, data)
-            if config.scale.num_workers:
-                data = None  # the workers load their own
-            alone = self._alone(run, config) if config.baseline else None
-            self._train(run, config, teachers, caches, data)
-            teacher_runs = {name: _run_of(checkpoint) for name, checkpoint in teachers.items()}
-            summary = summarise(run, config, teacher_runs, alone)
+            yield
             run.set_status("finished")
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(OSError):  # a full disk must not hide the error itself
                 run.set_status(state, error=str(error) or type(error).__name__)
-            self._tell("kdray_run_failed", run, config, error=error)
-            if full := disk_is_full(error, run.path):
-                raise full from error
             raise
         finally:
             self.under_way.pop()
-        self._tell("kdray_run_finished", run, config, summary=summary)
-        return run
 
     def _tell(self, hook: str, run: RunFolder, config: Config, **more) -> None:
         """Call a lifecycle hook of all plugins. What they raise is shown and does not stop the run."""
@@ -454,7 +464,7 @@ class Experiment:
             yield
         except KeyboardInterrupt:
             if path.exists():
-                self.console.say(f"interrupted: `kdray resume {path.name}` goes on with it")
+                self.console.say(f"interrupted: `{RunFolder(path).how_to_resume}` goes on with it")
             raise
 
 

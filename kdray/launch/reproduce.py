@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..config.dump import to_yaml
@@ -20,7 +21,7 @@ from ..data.build import Data, load_data
 from ..data.feed import Feed
 from ..engine.build import Parts, build
 from ..engine.phases import phases
-from ..errors import KdrayError, MismatchError
+from ..errors import ConfigError, KdrayError, MismatchError
 from ..reproduce.cells import Cell, Job, same_work
 from ..reproduce.result import markdown, summarise
 from ..run.folder import RunFolder, write_json
@@ -152,26 +153,28 @@ class Reproduce(Experiment):
     def start(self, plan: Plan, limits: TuneConfig) -> dict:
         """The whole job, and what came of it: see `kdray.reproduce.result`. limits: what a run is given, and how many
         there are at a time."""
-        job = plan.job
+        job, limits = plan.job, limits.model_copy(update={"trials": len(plan.left)})
         folder = self._path(job.cells[0].config, job.name)
         refuse_vanishing(folder)
+        if (run := RunFolder(folder)).is_alive:
+            raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
         self._write(folder, job, plan.failed)
-        if plan.left:
-            with RaySession(self.address or self.project.ray_address) as self.session:
-                share = share_out_trials(limits.model_copy(update={"trials": len(plan.left)}), self.session.nodes())
-                self._check_nodes(job.runs[next(iter(plan.left))].config)
-                try:
+        with self._interruptible(folder), self._driven(run):
+            if plan.left:
+                with RaySession(self.address or self.project.ray_address) as self.session:
+                    share = share_out_trials(limits, self.session.nodes())
+                    self._check_nodes(job.runs[next(iter(plan.left))].config)
                     self._run_all(folder, {name: recipe for name, (recipe, _) in plan.teachers.items()}, share)
                     self._run_all(folder, self._with_teachers(folder, plan, share), share)
-                except KeyboardInterrupt:
-                    self.console.say(f"interrupted: the same command goes on with {job.name}")
-                    raise
-        return self._finish(folder, job)
+            return self._finish(folder, job)
 
     def _write(self, folder: Path, job: Job, failed: dict[str, str]) -> None:
-        """The teachers' recipes, where they are the table's own, and what cannot be built."""
+        """The table, the teachers' recipes where they are its own, and what cannot be built."""
         from .side_by_side import failure, tell
 
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "command.txt").write_text(self.command + "\n")
+        (folder / "table.yaml").write_text(yaml.safe_dump(job.table.model_dump(), sort_keys=False))
         for name in job.runs:
             tell(failure(folder, name), failed.get(name))
         for file, recipe in job.recipes.items():
@@ -214,7 +217,9 @@ class Reproduce(Experiment):
 
     def _stored(self, config: Config, weights: str, share: Share) -> bool:
         """Store what the teacher of a cell answers. Whether that could be done; else the teacher is live."""
-        precompute = Precompute(self.registry, self.project, self.console, self.command, self.address)
+        precompute = Precompute(
+            *(self.registry, self.project, self.console, self.command, self.address), under_way=self.under_way
+        )
         parts = self._parts(_cached(config, False), {"teacher": weights})
         if reason := too_large(precompute, config, parts, self.project.cache):
             self.console.say(reason)

@@ -18,7 +18,8 @@ from ray import tune
 
 from ..config.project import Project
 from ..config.schema import Config
-from ..errors import ConfigError
+from ..errors import ConfigError, Stopped
+from ..run.asking import STOP, asked
 from ..run.console import Console
 from ..run.folder import RunFolder
 from .code import Code
@@ -115,6 +116,11 @@ class Telling(tune.Callback):
     todo: ClassVar[Todo]
     console: ClassVar[Console]
     ended: ClassVar[int]
+
+    def on_step_begin(self, iteration, trials, **info) -> None:
+        """Several times a second, whatever the runs do."""
+        if asked([self.todo.folder]) == STOP:
+            raise Stopped("stopped among its runs")
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         self._line(trial.config["run"])

@@ -79,21 +79,29 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run or a search."""
-        return (self.path / "status.json").exists() or self.is_search
+        """Whether there is a run, a search or a table."""
+        return (self.path / "status.json").exists() or self.is_what != "run"
 
     @property
     def config_file(self) -> Path:
         return self.path / "config.yaml"
 
     @property
-    def is_search(self) -> bool:
-        return (self.path / "tune.yaml").exists()
+    def is_what(self) -> str:
+        """run, or what has runs of its own: search (`kdray tune`), table (`kdray reproduce`)."""
+        kinds = {"tune.yaml": "search", "table.yaml": "table"}
+        return next((kind for file, kind in kinds.items() if (self.path / file).exists()), "run")
 
     @property
     def how_to_resume(self) -> str:
         """The command that goes on with it."""
-        return f"kdray tune --resume {self.name}" if self.is_search else f"kdray resume {self.name}"
+        match self.is_what:
+            case "search":
+                return f"kdray tune --resume {self.name}"
+            case "table":
+                return (self.path / "command.txt").read_text().strip()  # given again, it does what is left
+            case _:
+                return f"kdray resume {self.name}"
 
     @property
     def status(self) -> dict:
@@ -206,10 +214,11 @@ def finished_run(folder: Path, recipe: str, data: str) -> RunFolder | None:
 
 
 def list_runs(folder: Path) -> list[dict]:
-    """Every run and search in `folder`, the newest last.
+    """Every run, search and table in `folder`, the newest last.
 
-    name, path, state (see `RunFolder.state`), started, last and best accuracy where there is one (of a search, those of
-    its winner's first run); trials: how many a search has begun, None for a run; host: where it was driven last;
+    name, path, kind (see `RunFolder.is_what`), state, started, last and best accuracy where there is one (of a search,
+    those of its winner's first run); parts: how many trials a search has begun, or runs a table; host: where it was
+    driven last;
     progress: what progress.json says, or None; heard: when it last gave a sign; error: the first line of what it failed
     of, or None."""
     found = []
@@ -217,7 +226,7 @@ def list_runs(folder: Path) -> list[dict]:
         if (path / "status.json").exists():
             run = RunFolder(path)
             summary, status, state = run.summary or {}, run.status, run.state
-            trials = len(list(path.glob("trials/*/values.json"))) if run.is_search else None
+            inside = {"search": "trials/*/values.json", "table": "*/*/status.json"}.get(run.is_what)
             if isinstance(of_winner := summary.get("runs"), list) and of_winner and isinstance(of_winner[0], dict):
                 summary = of_winner[0]
             last, best = (part if isinstance(part := summary.get(key), dict) else {} for key in ("last", "best"))
@@ -226,11 +235,12 @@ def list_runs(folder: Path) -> list[dict]:
                 {
                     "name": run.name,
                     "path": str(path.resolve()),
+                    "kind": run.is_what,
                     "state": state,
                     "started": _mtime(path / "command.txt"),
                     "last": last.get("top1"),
                     "best": best.get("top1"),
-                    "trials": trials,
+                    "parts": len(list(path.glob(inside))) if inside else None,
                     "host": status.get("host"),
                     "progress": read_json(path / "progress.json"),
                     "heard": max(_mtime(path / file) for file in ("status.json", "progress.json")),
@@ -249,7 +259,7 @@ def _mtime(file: Path) -> float:
 
 
 def find_any(name: str, folder: Path) -> RunFolder:
-    """A run or a search by its name in `folder`, or by its path. Raises ConfigError where there is none."""
+    """A run, a search or a table by its name in `folder`, or by its path. Raises ConfigError where there is none."""
     for path in (Path(name), folder / name):
         if RunFolder(path).exists:
             return RunFolder(path.resolve())
@@ -258,10 +268,10 @@ def find_any(name: str, folder: Path) -> RunFolder:
 
 
 def find_run(name: str, folder: Path) -> RunFolder:
-    """As `find_any`, and raises ConfigError for a search, too."""
+    """As `find_any`, and raises ConfigError for a search or a table, too."""
     found = find_any(name, folder)
-    if found.is_search:
-        raise ConfigError(f"{found.name} is a search, not a run: `{found.how_to_resume}` goes on with it")
+    if found.is_what != "run":
+        raise ConfigError(f"{found.name} is a {found.is_what}, not a run: `{found.how_to_resume}` goes on with it")
     return found
 
 

@@ -61,7 +61,7 @@ def test_list_runs(run, tmp_path, monkeypatch):
     assert json.loads(result.stdout) == []
     assert f"there are no runs in {tmp_path / 'runs'}" in result.stderr
     rows = [{"name": "first", "path": "/runs/first", "state": "finished", "started": 1.0, "last": 0.5, "best": None}]
-    rows[0]["trials"] = None
+    rows[0]["parts"] = None
     monkeypatch.setattr("kdray.run.folder.list_runs", lambda folder: rows)
     assert json.loads(run("list", "runs", "--json").stdout) == rows
     assert "50.00%" in run("list", "runs").stdout

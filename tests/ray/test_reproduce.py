@@ -2,18 +2,22 @@
 
 import json
 import os
+import threading
+import time
 
 import pytest
 import yaml
 
+from kdray.cli.runs import brief
 from kdray.config.project import find_project
 from kdray.config.tune import TuneConfig
-from kdray.errors import MismatchError
+from kdray.errors import ConfigError, MismatchError, Stopped
 from kdray.launch.reproduce import Reproduce
 from kdray.reproduce.cells import Part, job_of
 from kdray.reproduce.table import find_table
+from kdray.run.asking import STOP, ask
 from kdray.run.console import Console
-from kdray.run.folder import RunFolder
+from kdray.run.folder import RunFolder, find_run, list_runs
 from tests.conftest import SMALL, merged
 
 TABLE = """
@@ -49,10 +53,10 @@ def reproduce(folder):
     }.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(merged(SMALL, {"name": name, **changes}), sort_keys=False))
 
-    def call(registry, only_plan=False, **part):
+    def call(registry, only_plan=False, name="own", **part):
         _, found = find_table(str(folder / "own.yaml"))
         project = find_project(folder)
-        job = job_of("own", found, Part(**part), folder, project.runs, registry)
+        job = job_of(name, found, Part(**part), folder, project.runs, registry)
         experiment = Reproduce(registry, project, Console(), "test")
         plan = experiment.plan(job)
         return plan.summary() if only_plan else experiment.start(plan, TuneConfig(max_concurrent=2))
@@ -94,3 +98,28 @@ def test_a_table(here, reproduce, ray_session):
 
     with pytest.raises(MismatchError, match="begun with other values"):
         reproduce(here.registry, only_plan=True, methods="alone", overrides=("schedule.epochs=3",))
+
+
+def test_a_table_that_is_asked_to_stop(here, reproduce, ray_session):
+    part = {"name": "long", "methods": "alone", "seeds": "0,1,2", "overrides": ("schedule.epochs=60",)}
+    table, first = (RunFolder(here.path / "runs" / name) for name in ("long", "long/alone/convnet-seed0"))
+
+    def stop():
+        while len(first.rows("epoch")) < 5:
+            time.sleep(0.02)
+        ask(table.path, STOP)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(Stopped):
+        reproduce(here.registry, **part)
+    assert table.state == "interrupted" and table.is_what == "table" and table.how_to_resume == "test"
+    assert not first.finished and first.status["state"] == "running"
+    (row,) = [row for row in list_runs(table.path.parent) if row["name"] == "long"]
+    assert brief(row)["at"] == f"table, runs: {row['parts']}" and 0 < row["parts"] < 3
+    with pytest.raises(ConfigError, match="long is a table, not a run: `test` goes on with it"):
+        find_run("long", table.path.parent)
+
+    (cell,) = [cell for cell in reproduce(here.registry, **part)["cells"] if cell["method"] == "alone"]
+    assert len(cell["last"]) == 3 and table.finished
+    assert [row["epoch"] for row in first.rows("epoch")] == list(range(1, 61))
+    assert first.rows("resumed")[-1]["step"] > 0

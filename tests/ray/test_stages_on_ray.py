@@ -1,4 +1,4 @@
-"""First stages and further views at one and two workers; the plugin is a local file, which travels with the run."""
+"""First stages and further views, here and on two workers; the plugin is a local file, which travels with the run."""
 
 import pytest
 from safetensors.torch import load_file
@@ -31,9 +31,9 @@ def train(lab, teacher_weights, workers):
     )
 
 
-def test_stages_and_views_are_the_same_at_one_and_two_workers(ray_session, lab, teacher_weights):
+def test_stages_and_views_are_the_same_here_and_on_two_workers(ray_session, lab, teacher_weights):
     lab.registry = Registry.load(paths=[PLUGIN])
-    one, two = (train(lab, teacher_weights, workers) for workers in (1, 2))
+    one, two = (train(lab, teacher_weights, workers) for workers in (0, 2))
     rows = [[row for row in run.rows() if row["kind"] in ("teacher", "step", "stage", "epoch")] for run in (one, two)]
     assert [row["kind"] for row in rows[0]].count("stage") == 3
     assert len(rows[0]) == len(rows[1]) > 20

@@ -1,4 +1,5 @@
-"""A killed worker, a killed driver: the run ends bit for bit where the unbroken one does."""
+"""A killed worker, a killed driver, a command that is asked to stop: the run ends bit for bit where the unbroken one
+does, and nothing is left behind."""
 
 import json
 import os
@@ -6,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from kdray.engine.checkpoint import checkpoints
 from kdray.run.folder import RunFolder
-from tests.conftest import in_order
+from tests.conftest import hear_interrupts, in_order
 
 SETTINGS = {
     "data": {"samples": 300, "batch_size": 30},
@@ -69,6 +72,10 @@ def unbroken(here, teacher_weights):
     return run
 
 
+OWN = ("resumed", "checkpoint")
+"""What a run that was interrupted tells more."""
+
+
 def same(run, other):
     assert run.finished, run.status
     assert load_file(run.path / "student.safetensors").keys() == load_file(other.path / "student.safetensors").keys()
@@ -80,7 +87,7 @@ def same(run, other):
         assert (ours / f"{file}.safetensors").read_bytes() == (theirs / f"{file}.safetensors").read_bytes(), file
     # And it tells the same story, each row once.
     stories = [
-        [(row["kind"], row["step"], row.get("terms"), row.get("test")) for row in rows if row["kind"] != "resumed"]
+        [(row["kind"], row["step"], row.get("terms"), row.get("test")) for row in rows if row["kind"] not in OWN]
         for rows in (in_order(r.rows()) for r in (run, other))
     ]
     assert stories[0] == stories[1]
@@ -126,3 +133,88 @@ def test_a_run_of_two_workers_goes_on_in_one_process(here, teacher_weights, unbr
     for name in a:
         if a[name].is_floating_point():
             assert (a[name] - b[name]).abs().max() < 1e-2, name
+
+
+# -- asked to stop -------------------------------------------------------------------------------------------------
+
+
+class Command:
+    """The command line in a process of its own, whose descendants can be told by a mark in their environment."""
+
+    def __init__(self, *args):
+        self.mark = f"KDRAY_TEST_MARK={uuid.uuid4().hex}"
+        name, _, value = self.mark.partition("=")
+        self.process = kdray(*args, preexec_fn=hear_interrupts, env={**os.environ, name: value})
+
+    def end(self):
+        output = self.process.communicate(timeout=600)[0]
+        return self.process.returncode, output
+
+    def left(self):
+        """Its processes that still live."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (folder / "environ").read_bytes():
+                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                pass
+        return found
+
+    def gone(self, patience=60):
+        until = time.monotonic() + patience
+        while self.left() and time.monotonic() < until:
+            time.sleep(0.2)
+        return not self.left()
+
+
+def nothing_unfinished(folder):
+    assert not [p for p in folder.rglob(".*") if p.name.startswith(".writing-") or p.name == ".ray"]
+
+
+@pytest.fixture
+def command():
+    """Makes a Command; what it leaves when a test fails is ended."""
+    made = []
+
+    def make(*args):
+        made.append(Command(*args))
+        return made[-1]
+
+    yield make
+    for each in made:
+        if each.process.poll() is None:
+            os.killpg(each.process.pid, signal.SIGKILL)
+
+
+def test_two_workers_stop_at_sigterm_and_go_on(here, teacher_weights, unbroken, command):
+    """With a checkpoint of just then."""
+    run = RunFolder(here.path / "runs" / "stopped")
+    first = command("train", config(here, "stopped", teacher_weights))
+    wait_for(run, first.process, 13)
+    os.kill(first.process.pid, signal.SIGTERM)
+    code, output = first.end()
+    assert code == 130 and "kdray resume stopped" in output and "Traceback" not in output, output
+    assert run.status["state"] == "interrupted"
+    kept = int(checkpoints(run.path / "checkpoints")[-1].name.removeprefix("step-"))
+    assert kept == max(row["step"] for row in run.rows("step"))
+    assert first.gone(), first.left()
+    nothing_unfinished(run.path)
+
+    assert command("resume", "stopped").end()[0] == 0
+    assert run.rows("resumed")[-1]["step"] == kept
+    same(run, unbroken)
+
+
+def test_a_second_interrupt_ends_at_once_and_leaves_no_process(here, teacher_weights, command):
+    run = RunFolder(here.path / "runs" / "twice")
+    train = command("train", config(here, "twice", teacher_weights))
+    wait_for(run, train.process, 5)
+    os.killpg(train.process.pid, signal.SIGINT)  # as a terminal does
+    time.sleep(0.05)
+    os.kill(train.process.pid, signal.SIGINT)
+    code, output = train.end()
+    assert code == 130 and "Traceback" not in output, output
+    assert run.status["state"] == "interrupted"
+    assert train.gone(), train.left()
+    nothing_unfinished(run.path)

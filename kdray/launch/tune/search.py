@@ -20,7 +20,6 @@ from ...config.schema import Config
 from ...data.build import Data
 from ...engine.build import Parts, build
 from ...errors import ConfigError, MismatchError, RunFailed
-from ...run.asking import forget
 from ...run.folder import RunFolder, environment, find_any, refuse_taken, write_json
 from ...run.search import write_results
 from ...run.trials import Screen, read_trials, winner
@@ -78,8 +77,8 @@ class Tune(Experiment):
 
         Raises MismatchError where it has begun with another config, other data or other plugins."""
         run = find_any(name, self.project.runs)
-        if not run.is_search:
-            raise ConfigError(f"{run.name} is a run, not a search: `{run.how_to_resume}` goes on with it")
+        if run.is_what != "search":
+            raise ConfigError(f"{run.name} is a {run.is_what}, not a search: `{run.how_to_resume}` goes on with it")
         if run.is_alive:
             raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
         file = run.path / "tune.yaml"
@@ -148,10 +147,7 @@ class Tune(Experiment):
         return run
 
     def _advance_search(self, run: RunFolder, prepared: Prepared, data: Data, share: Share) -> dict:
-        self.under_way.append(run.path)  # the runs of teachers and winner, and the cache, are stopped with it
-        try:
-            forget(run.path)
-            run.set_status("running")
+        with self._interruptible(run.path), self._driven(run):
             checkpoints = self._trained_teachers(prepared.config, data)
             caches = self._shared_caches(prepared.config, checkpoints, data)
             search = Search(
@@ -169,18 +165,7 @@ class Tune(Experiment):
             # Also after the last trial: what it leaves when it is stopped, the winner's run needs.
             with swept() if prepared.tune.trial_workers > 1 else contextlib.nullcontext():
                 self._search(run, prepared, search, share)
-                summary = self._finish(run, prepared)
-            run.set_status("finished")
-        except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            with contextlib.suppress(OSError):
-                run.set_status("interrupted" if interrupted else "failed", error=str(error) or type(error).__name__)
-            if interrupted:
-                self.console.say(f"interrupted: `{run.how_to_resume}` goes on with it")
-            raise
-        finally:
-            self.under_way.pop()
-        return summary
+                return self._finish(run, prepared)
 
     def _trained_teachers(self, config: Config, data: Data) -> dict[str, str]:
         """The file of its weights by teacher; those that are not trained yet are trained."""
