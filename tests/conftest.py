@@ -77,6 +77,25 @@ def in_order(rows: list[dict]) -> list[dict]:
     return sorted(rows, key=lambda row: row["step"])
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests are spread over processes, files stay whole, and all of tests/ray goes to one, the first: each of them
+    starts processes for two CPUs, which wait for each other at every step."""
+    items.sort(key=lambda item: not _of_ray(item))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if _of_ray(item) else str(item.path.relative_to(ROOT))))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The others take what CPU is left."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not _of_ray(item) and not os.nice(0):
+        os.nice(10)
+
+
+def _of_ray(item: pytest.Item) -> bool:
+    return item.path.is_relative_to(ROOT / "tests" / "ray")
+
+
 class Lab:
     """A folder of its own for configs and runs."""
 
