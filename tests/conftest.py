@@ -79,8 +79,8 @@ def in_order(rows: list[dict]) -> list[dict]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests are spread over processes, files stay whole, and all of tests/ray goes to one, the first: each of them
-    starts processes for two CPUs, which wait for each other at every step."""
+    """Where tests are spread over processes, files stay whole, and all of tests/ray goes to one, the first: those start
+    processes for two CPUs, which wait for each other at every step."""
     items.sort(key=lambda item: not _of_ray(item))
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if _of_ray(item) else str(item.path.relative_to(ROOT))))
