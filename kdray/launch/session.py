@@ -17,7 +17,8 @@ from ..errors import ConfigError
 from .reaper import reaping
 
 # Ray reads these at import; what the user has set stays. Without the first, workers notice nothing for 2 s at a time.
-# The preemption watcher is a process that tells workers what lookout.py acts upon.
+# The preemption watcher is a process that tells workers what lookout.py acts upon. Of themselves workers run at the
+# lowest but some priority, and whatever else the machine does holds up all that wait for each other at every step.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
@@ -25,6 +26,7 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AUTH_MODE": "disabled",
