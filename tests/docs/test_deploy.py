@@ -20,11 +20,12 @@ from tests.conftest import ROOT
 DEPLOY = ROOT / "deploy"
 
 
-def test_ray_up_takes_its_config():
+@pytest.mark.parametrize("file", ["cluster.yaml", "local.yaml"])
+def test_ray_up_takes_its_config(file):
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
-    config = yaml.safe_load((DEPLOY / "cluster.yaml").read_text())
+    config = yaml.safe_load((DEPLOY / file).read_text())
     jsonschema.validate(config, schema)
-    assert config["head_node_type"] in config["available_node_types"]
+    assert config.get("head_node_type") in config.get("available_node_types", [None])
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**config, "max_worker": 8}, schema)
 
