@@ -11,7 +11,10 @@
 # Jobs may share a node: each has a port, and a folder for Ray's sockets and logs, of its own.
 RAY_ADDRESS=$(hostname):$((20000 + SLURM_JOB_ID % 10000))
 RAY_TMPDIR=/tmp/ray-$SLURM_JOB_ID
-export RAY_ADDRESS RAY_TMPDIR
+# Who reaches a port of Ray without a token runs code as you. It is kept in the home folder, which the nodes share.
+RAY_AUTH_MODE=token
+export RAY_ADDRESS RAY_TMPDIR RAY_AUTH_MODE
+ray get-auth-token --generate > /dev/null
 
 # A step asks for its CPUs anew (since Slurm 22.05), and Ray would count the CPUs of the machine, not those of the job.
 # shellcheck disable=SC2016

@@ -57,7 +57,7 @@ STUBS = {
     "sleep": "exec /bin/sleep 0.1",
     "srun": 'while [ "$1" != sh ]; do shift; done; for n in 0 1 2 3; do SLURM_PROCID=$n "$@"; done',
     "ray": """case $1 in
-        start) echo "$@" "$RAY_TMPDIR" >> started ;;
+        start) echo "$@" "$RAY_TMPDIR" "$RAY_AUTH_MODE" >> started ;;
         status) [ -e started ] && sed 's/.*/ 1 node_x/' started ;;
     esac""",
     "kdray": 'echo $$ "$RAY_ADDRESS" "$@"; exit 7',
@@ -89,7 +89,7 @@ def test_the_slurm_script(tmp_path, there, command):
     told, _ = job.communicate(timeout=60)
     assert told.strip() == f"{job.pid} n1:23456 {command}"  # in the script's place, so that signals reach it
     assert job.returncode == 7
-    also = "--num-cpus=32 --block /tmp/ray-123456"
+    also = "--num-cpus=32 --block /tmp/ray-123456 token"
     nodes = [f"start --head --port=23456 {also}", *3 * [f"start --address=n1:23456 {also}"]]
     assert (tmp_path / "started").read_text().splitlines() == nodes
 
