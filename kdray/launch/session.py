@@ -73,7 +73,10 @@ class RaySession:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 self.cleanup.close()
                 where = f"the Ray cluster at {self.address}" if joins else "Ray on this machine"
-                raise ConfigError(f"{where} could not be reached: {error}") from error
+                # `ray start` asks for a token as soon as one lies there; who joins must say that he has it.
+                asks = joins and "RAY_AUTH_MODE" not in os.environ
+                hint = "; if it wants a token, set RAY_AUTH_MODE=token" if asks else ""
+                raise ConfigError(f"{where} could not be reached: {error}{hint}") from error
             else:
                 if tell_reaper:
                     tell_reaper(ray._private.worker._global_node.get_session_dir_path())

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import jsonschema
@@ -19,11 +20,12 @@ from tests.conftest import ROOT
 DEPLOY = ROOT / "deploy"
 
 
-def test_ray_up_takes_its_config():
+@pytest.mark.parametrize("file", ["cluster.yaml", "local.yaml"])
+def test_ray_up_takes_its_config(file):
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
-    config = yaml.safe_load((DEPLOY / "cluster.yaml").read_text())
+    config = yaml.safe_load((DEPLOY / file).read_text())
     jsonschema.validate(config, schema)
-    assert config["head_node_type"] in config["available_node_types"]
+    assert config.get("head_node_type") in config.get("available_node_types", [None])
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**config, "max_worker": 8}, schema)
 
@@ -50,8 +52,50 @@ def test_the_manifest_is_a_rayjob():
         assert image in file.read_text(), file
 
 
+STUBS = {
+    "hostname": "echo n1",
+    "sleep": "exec /bin/sleep 0.1",
+    "srun": 'while [ "$1" != sh ]; do shift; done; for n in 0 1 2 3; do SLURM_PROCID=$n "$@"; done',
+    "ray": """case $1 in
+        start) echo "$@" "$RAY_TMPDIR" "$RAY_AUTH_MODE" >> started ;;
+        status) [ -e started ] && sed 's/.*/ 1 node_x/' started ;;
+    esac""",
+    "kdray": 'echo $$ "$RAY_ADDRESS" "$@"; exit 7',
+}
+"""What the Slurm script calls, on four nodes."""
+
+
+@pytest.mark.parametrize(
+    "there, command", [(False, "train configs/crd.yaml --num-workers 16 --name crd"), (True, "resume crd")]
+)
+def test_the_slurm_script(tmp_path, there, command):
+    """Started for real when it was written, with Slurm 22.05. Here what it does is seen without Slurm and Ray."""
+    script = DEPLOY / "slurm.sh"
+    sizes = dict(re.findall(r"--(nodes|gpus-per-node|cpus-per-task)=(\d+)", script.read_text()))
+    assert int(sizes["nodes"]) * int(sizes["gpus-per-node"]) == 16
+    for name, text in STUBS.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    if there:
+        (tmp_path / "runs" / "crd").mkdir(parents=True)
+    slurm = {"SLURM_JOB_ID": "123456", "SLURM_NNODES": sizes["nodes"], "SLURM_CPUS_PER_TASK": sizes["cpus-per-task"]}
+    job = subprocess.Popen(
+        ["bash", script],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", **slurm},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    told, _ = job.communicate(timeout=60)
+    assert told.strip() == f"{job.pid} n1:23456 {command}"  # in the script's place, so that signals reach it
+    assert job.returncode == 7
+    also = "--num-cpus=32 --block /tmp/ray-123456 token"
+    nodes = [f"start --head --port=23456 {also}", *3 * [f"start --address=n1:23456 {also}"]]
+    assert (tmp_path / "started").read_text().splitlines() == nodes
+
+
 def commands():
-    for file in (*DEPLOY.glob("*.yaml"), ROOT / "docs" / "clusters.md"):
+    for file in (*DEPLOY.glob("*.yaml"), *DEPLOY.glob("*.sh"), ROOT / "docs" / "clusters.md"):
         for command in re.findall(r"kdray (?:train|resume) [^\n;'#]*", file.read_text()):
             if "CONFIG" not in command:
                 yield command
