@@ -10,7 +10,7 @@ quickstart: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"kdray needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=/path/to/python3.11"'

@@ -77,23 +77,34 @@ def in_order(rows: list[dict]) -> list[dict]:
     return sorted(rows, key=lambda row: row["step"])
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not _of_ray(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
     """Where tests are spread over processes, files stay whole, and all of tests/ray goes to one, the first: those start
     processes for two CPUs, which wait for each other at every step."""
-    items.sort(key=lambda item: not _of_ray(item))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if _of_ray(item) else str(item.path.relative_to(ROOT))))
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return RAY if _of_ray(nodeid) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """The others take what CPU is left."""
-    if "PYTEST_XDIST_WORKER" in os.environ and not _of_ray(item) and not os.nice(0):
+    if "PYTEST_XDIST_WORKER" in os.environ and not _of_ray(item.nodeid) and not os.nice(0):
         os.nice(10)
 
 
-def _of_ray(item: pytest.Item) -> bool:
-    return item.path.is_relative_to(ROOT / "tests" / "ray")
+RAY = "tests/ray/"
+
+
+def _of_ray(nodeid: str) -> bool:
+    return nodeid.startswith(RAY)
 
 
 class Lab:
