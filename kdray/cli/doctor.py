@@ -99,7 +99,7 @@ def _workers(number: int, address: str | None) -> Iterator[str]:
             bad += [line] if is_bad else []
             yield line
         if session:
-            sums = all_reduce(session, ScaleConfig(num_workers=number))
+            sums = all_reduce(session, ScaleConfig(num_workers=number), lambda line: typer.echo(line, err=True))
             yield (
                 f"Ray: {number} workers added up over {sums['backend']}: ok; {time.monotonic() - began:.1f} s in all, "
                 f"{sums['bandwidth'] / 1e6:,.0f} MB/s all-reduce"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 
 from ..config.schema import ScaleConfig
 from ..errors import RunFailed
-from .session import RaySession, share_out
+from .session import RaySession, resources, share_out
 
 NUMBERS = 1 << 20
 
@@ -32,21 +33,19 @@ def _train_fn() -> dict:
     return {"backend": dist.get_backend(), "bandwidth": x.nbytes / seconds}
 
 
-def all_reduce(session: RaySession, scale: ScaleConfig) -> dict:
-    """The backend and the bandwidth (bytes a second) of an all-reduce over the workers. Raises RunFailed when it does
-    not work."""
+def all_reduce(session: RaySession, scale: ScaleConfig, say: Callable[[str], None]) -> dict:
+    """The backend and the bandwidth (bytes a second) of an all-reduce over the workers. Where others have what the
+    workers need, they are waited for, and it is said. Raises RunFailed when it does not work."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     cpus, use_gpu = share_out(scale, session.nodes())
+    each = resources(cpus, use_gpu)
+    session.wait_for_room(scale.num_workers * [each], say)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             _train_fn,
-            scaling_config=ScalingConfig(
-                num_workers=scale.num_workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
-            ),
+            scaling_config=ScalingConfig(num_workers=scale.num_workers, use_gpu=use_gpu, resources_per_worker=each),
             run_config=RunConfig(
                 name="doctor",
                 storage_path=scratch,

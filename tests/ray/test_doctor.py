@@ -50,14 +50,29 @@ def test_what_one_node_does_not_see(session, folder):
     assert [path.name for path in (folder / "hidden").iterdir()] == ["data"]
 
 
+class Somebody:
+    """Who holds a CPU."""
+
+    def is_there(self):
+        return True
+
+
 def test_the_command(session, folder):
-    """A block for a bug report, and an exit code."""
+    """A block for a bug report, and an exit code; where others have the CPUs, it waits and says so."""
+    theirs = session.ray.remote(num_cpus=1)(Somebody).remote()
+    session.ray.get(theirs.is_there.remote())
     command = [sys.executable, "-m", "kdray", "doctor", "--num-workers", "2", "--address", session.address]
-    result = subprocess.run(command, cwd=folder / "hidden", capture_output=True, text=True, timeout=600)
-    assert result.returncode == 2, result.stdout + result.stderr
-    shown = result.stdout.splitlines()
+    with subprocess.Popen(
+        command, cwd=folder / "hidden", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as doctor:
+        told = [doctor.stderr.readline() for _ in range(2)]
+        assert told[1].startswith("waiting for room in the cluster: wanted 2 × "), told
+        session.ray.kill(theirs)
+        out, err = doctor.communicate(timeout=600)
+    assert doctor.returncode == 2, out + err
+    shown = out.splitlines()
     assert shown[0] == "```text" and shown[-1] == "```" and "all is well" not in shown
     assert sum(line.startswith("node ") for line in shown) == 2
     assert any(line.startswith("Ray: 2 workers added up over gloo: ok") for line in shown)
     assert any(line.startswith("PROBLEM: the cluster is not in order: runs ") for line in shown)
-    assert far(session, folder) in result.stderr and "Traceback" not in result.stderr
+    assert far(session, folder) in err and "Traceback" not in err
