@@ -123,7 +123,7 @@ class RunFolder:
     @property
     def is_alive(self) -> bool:
         """Whether another process of this machine drives the run."""
-        return self._driven_here_by_another and _lives(self.status["pid"])
+        return self._driven_here_by_another and _lives(self.status["pid"], self.status.get("born"))
 
     @property
     def state(self) -> str:
@@ -150,7 +150,8 @@ class RunFolder:
         return file
 
     def set_status(self, state: str, **more) -> None:
-        now = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **more}
+        who = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
+        now = {"state": state, **who, "time": time.time(), **more}
         write_json(self.path / "status.json", now)
 
     def sweep(self) -> None:
@@ -173,7 +174,20 @@ class RunFolder:
         return [row for row in read_rows(self.path / "metrics.jsonl") if kind in (None, row.get("kind"))]
 
 
-def _lives(pid: int) -> bool:
+def _born(pid: int) -> int | None:
+    """When a process of Linux began, in ticks since the machine did; None where it is gone, or this is not Linux."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else int(rest[18])  # starttime, field 22 of proc(5)
+
+
+def _lives(pid: int, born: int | None) -> bool:
+    """Whether that process does, rather than another one of its number: in a container that is started again they are
+    the same few."""
+    if born is not None:
+        return _born(pid) == born
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -42,12 +42,13 @@ def test_every_state(desk, put):
     put("five", "running", TRAINING, pid=dead.pid)
     put("six", "running", TRAINING, host="elsewhere")
     put("seven", "created")
+    put("eight", "running", TRAINING, pid=alive.pid, born=1)  # another process had the number then
     shown = {line.split()[0]: line for line in desk("runs").out.splitlines() if line.strip()}
     rows = json.loads(desk("runs", "--json").out)
     alive.communicate(b"\n")
 
-    assert [row["name"] for row in rows] == ["one", "two", "three", "four", "five", "six", "seven"]
-    states = ["finished", "failed", "interrupted", "running", "died", "running", "created"]
+    assert [row["name"] for row in rows] == ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+    states = ["finished", "failed", "interrupted", "running", "died", "running", "created", "died"]
     assert [row["state"] for row in rows] == states
     assert "epoch" not in shown["one"]
     assert "ce is not a finite number any more" in shown["two"] and "and more" not in shown["two"]
