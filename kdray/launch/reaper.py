@@ -1,4 +1,5 @@
-"""Ends what is left of the Ray cluster of a driver that was killed. Two of Ray's own agents do not always notice.
+"""Ends what is left of the Ray cluster of a driver that was killed: two of Ray's own agents do not always notice. And
+removes the session's folder, which Ray leaves behind, unless the driver has failed: its logs may say why.
 
 It runs beside the driver as a process of its own, so it imports nothing that takes time."""
 
@@ -6,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +20,14 @@ MARK = "KDRAY_SESSION"
 """In the environment of all that a session starts: which session it is."""
 GRACE = 10.0
 """Seconds in which the cluster may end by itself."""
-DONE = b"done"
+DONE, FAILED = b"done", b"failed"
 
 
 @contextlib.contextmanager
 def reaping() -> Iterator[Callable[[str], None]]:
     """What is started while it is open is ended when this process is killed meanwhile. Only where there is /proc. Tell
-    it the folder of the Ray session when it is known: the agents write their titles over their environment."""
+    it the folder of the Ray session when it is known: the agents write their titles over their environment, and it is
+    removed at the end, or kept after an exception other than KeyboardInterrupt."""
     if not Path("/proc/self/environ").exists():
         yield lambda folder: None
         return
@@ -42,15 +45,18 @@ def reaping() -> Iterator[Callable[[str], None]]:
         start_new_session=True,
         cwd="/",
     )
-    os.environ[MARK] = token
+    os.environ[MARK], how = token, DONE
     try:
         yield tell
+    except Exception:
+        how = FAILED
+        raise
     finally:
         os.environ.pop(MARK)
         if before is not None:
             os.environ[MARK] = before
         with contextlib.suppress(BrokenPipeError):
-            reaper.communicate(DONE)
+            reaper.communicate(how)
 
 
 def of_session(token: str, session: str) -> list[int]:
@@ -70,15 +76,20 @@ def _writes_in(folder: str, process: Path) -> bool:
 
 
 def main() -> None:
-    session, _, rest = sys.stdin.buffer.read().rpartition(b"\n")
-    if rest == DONE:  # else its driver is gone: the pipe has ended
-        return
-    end = time.monotonic() + GRACE
-    while (left := of_session(sys.argv[1], session.decode())) and time.monotonic() < end:
-        time.sleep(0.5)
-    for pid in left:
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    folder, _, how = sys.stdin.buffer.read().rpartition(b"\n")
+    session = folder.decode()
+    if how not in (DONE, FAILED):  # its driver is gone: the pipe has ended
+        end = time.monotonic() + GRACE
+        while (left := of_session(sys.argv[1], session)) and time.monotonic() < end:
+            time.sleep(0.5)
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+    for _ in range(10):  # who ends just now may still write there
+        if not session or how == FAILED or not os.path.exists(session):
+            break
+        shutil.rmtree(session, ignore_errors=True)
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -86,10 +86,10 @@ class RaySession:
         return self
 
     @timed(Part.RAY)
-    def __exit__(self, *_):
+    def __exit__(self, *error):
         if self.started:
             self.ray.shutdown()
-            self.cleanup.close()
+            self.cleanup.__exit__(*error)
 
     def nodes(self) -> list[dict[str, float]]:
         """Resources of each living node, without what `hold` speaks of."""

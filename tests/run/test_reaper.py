@@ -1,4 +1,5 @@
-"""What a killed process has started ends too; what a living one has started does not."""
+"""What a killed process has started ends too; what a living one has started does not. The folder of its session goes,
+unless it has failed."""
 
 import os
 import signal
@@ -7,18 +8,25 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from kdray.launch import reaper
 
 CODE = """
 import subprocess, sys, time
 from kdray.launch import reaper
-with reaper.reaping():
-    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    print(child.pid, flush=True)
-    if sys.argv[1] == "stays":
-        time.sleep(600)
-print(child.poll(), flush=True)
-child.kill()
+try:
+    with reaper.reaping() as tell:
+        tell(sys.argv[2])
+        child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        print(child.pid, flush=True)
+        if sys.argv[1] == "stays":
+            time.sleep(600)
+        if sys.argv[1] == "fails":
+            raise ValueError
+finally:
+    print(child.poll(), flush=True)
+    child.kill()
 """
 
 
@@ -30,23 +38,32 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def started(what: str):
-    process = subprocess.Popen([sys.executable, "-c", CODE, what], stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def session(tmp_path) -> Path:
+    (folder := tmp_path / "session" / "logs").mkdir(parents=True)
+    (folder / "raylet.out").touch()
+    return folder.parent
+
+
+def started(what: str, session: Path):
+    process = subprocess.Popen([sys.executable, "-c", CODE, what, session], stdout=subprocess.PIPE, text=True)
     return process, int(process.stdout.readline())
 
 
-def test_a_killed_process_takes_along_what_it_started():
-    process, child = started("stays")
+def test_a_killed_process_takes_along_what_it_started(session):
+    process, child = started("stays", session)
     assert alive(child)
     process.send_signal(signal.SIGKILL)
     process.wait()
     end = time.monotonic() + reaper.GRACE + 60
-    while alive(child):
+    while alive(child) or session.exists():
         assert time.monotonic() < end
         time.sleep(0.2)
 
 
-def test_at_the_end_nothing_is_killed():
-    process, _ = started("ends")
+@pytest.mark.parametrize("how", ["ends", "fails"])
+def test_at_the_end_nothing_is_killed(session, how):
+    process, _ = started(how, session)
     assert process.communicate()[0].strip() == "None"
-    assert process.returncode == 0 and reaper.MARK not in os.environ
+    assert reaper.MARK not in os.environ
+    assert session.exists() == (how == "fails") == bool(process.returncode)
