@@ -1,6 +1,6 @@
 """`kdray train` beside the peers' training step (peers.py), for all work of the table in README.md.
 
-    python benchmarks/speed.py [--only main|methods] [--quick] [--rounds 3]
+    python benchmarks/speed.py [--only main|methods] [--quick] [--rounds 3] [--steps 36]
 
 main: CRD, KD and teacher training; methods: RepDistiller's other methods, those with a stage before the main loop
 twice. Every figure is of a process of its own, on an otherwise idle machine: in each round the peers' step as it is
@@ -10,8 +10,9 @@ are whole runs, `kdray train` of the published config in one Ray worker with bot
 `kdray stop` does it. A cached teacher's answers to these steps are computed and stored before (answers.py).
 Figures are medians over rounds, ratios are medians of the rounds' own ratios.
 
-Where the processor is no faster in bf16, fp32 takes its place and the table says so. --quick: one short round.
-A full run writes benchmarks/results/speed.json and speed.md; about 25 minutes for main and 15 for methods.
+Where the processor is no faster in bf16, fp32 takes its place and the table says so. --steps: of kdray that are
+measured in each round. --quick: one short round, of which nothing is written. Else each set writes
+benchmarks/results/speed-SET.json and speed-SET.md; about 25 minutes for main and 15 for methods, in bf16.
 """
 
 from __future__ import annotations
@@ -248,27 +249,32 @@ def main() -> None:
     parser.add_argument("--only", choices=SETS)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=36)
     args = parser.parse_args()
     torch.set_num_threads(2)
-    bf16, began, found, failed = fast_bf16(), time.time(), {}, []
-    rounds, steps = (1, 12) if args.quick else (args.rounds, 36)
+    bf16, failed = fast_bf16(), []
+    rounds, steps = (1, 12) if args.quick else (args.rounds, args.steps)
     for name in [args.only] if args.only else SETS:
-        rows = SETS[name]()
+        rows, began = SETS[name](), time.time()
         if not bf16:
             rows = in_fp32(rows)
         light = name == "methods"  # many, and near to each other
-        found[name], failures = measure(rows, min(rounds, 2) if light else rounds, steps // 2 if light else steps)
+        about = {"rounds": min(rounds, 2) if light else rounds, "steps": steps // 2 if light else steps}
+        found, failures = measure(rows, **about)
         failed += failures
-        print(table(found[name]), flush=True)
-    about = {**machine(), "fast_bf16": bf16, "date": time.strftime("%Y-%m-%d"), "minutes": (time.time() - began) / 60}
+        print(table(found), flush=True)
+        if not args.quick:
+            about |= {**machine(), "fast bf16": bf16, "date": time.strftime("%Y-%m-%d")}
+            write(name, {**about, "minutes": round((time.time() - began) / 60), "batch": BATCH}, found)
     print(*failed, sep="\n")
-    if not args.quick and found.keys() == SETS.keys():
-        results = {**about, "batch": BATCH, "steps": steps, "rounds": rounds, **found}
-        (HERE / "results" / "speed.json").write_text(json.dumps(results, indent=2) + "\n")
-        said = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in about.items())
-        text = f"Pictures a second, batch 64 (`python benchmarks/speed.py`).\n\n{said}\n"
-        text += "".join(f"\n{table(rows)}\n" for rows in found.values())
-        (HERE / "results" / "speed.md").write_text(text)
+
+
+def write(name: str, about: dict, rows: list[dict]) -> None:
+    file = HERE / "results" / f"speed-{name}.json"
+    file.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+    said = "\n".join(f"- {what}: {value}" for what, value in about.items())
+    text = f"Pictures a second (`python benchmarks/speed.py --only {name}`).\n\n{said}\n\n{table(rows)}\n"
+    file.with_suffix(".md").write_text(text)
 
 
 if __name__ == "__main__":

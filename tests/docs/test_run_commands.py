@@ -76,7 +76,7 @@ ELSEWHERE = {
         r".* tune (configs/tune/quickstart\.yaml|configs/crd\.yaml|--resume NAME)",
         r"tune\.md (stop NAME|train runs/tune-quickstart/best\.yaml)",
     ],
-    "a published table: tests/ray/test_reproduce.py": [r".* reproduce .*"],
+    "a published table: tests/ray/test_reproduce.py": [r".* (reproduce .*|stop TABLE)"],
     "data that are not here: tests/ship/test_probe.py, test_evaluation.py": [
         r".* probe \S+ --data stl10 --teacher",
         r".* evaluate cifar-run .*",
