@@ -60,13 +60,13 @@ def adamw(parameters, options: AdamWOptions):
 
 
 def _plain(kind, parameters, **settings):
-    """An optimizer of torch's that is never compiled. They all import torch's compiler, only to tell it what to leave
-    alone, and that takes two seconds: this one runs what they run after that."""
+    """An optimizer of torch's that is never compiled, and runs what they run when they have told the compiler that."""
     import torch
 
-    for method in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-        inner = inspect.unwrap(getattr(torch.optim.Optimizer, method))
-        setattr(inner, "__dynamo_disable", inner)
+    from .uncompiled import leave_alone
+
+    methods = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    leave_alone(*(getattr(torch.optim.Optimizer, method) for method in methods))
     optimizer = kind(parameters, **settings)
     step = optimizer.profile_hook_step(torch.no_grad()(inspect.unwrap(kind.step)))
     optimizer.step = partial(step, optimizer)

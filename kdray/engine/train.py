@@ -59,6 +59,7 @@ from .sharding import by_share, check_sharding, clip_norm, load_optimizer, load_
 from .shares import in_shares
 from .sums import Sums
 from .trace import Trace
+from .uncompiled import distributed
 from .writer import Writer
 
 LOST_IN_A_ROW = 20
@@ -252,7 +253,7 @@ class Training:
             return self.objective  # what is in shares looks after itself
         ignored = [name for name, p in self.objective.named_parameters() if in_shares(p)]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.objective, ignored)
-        return DistributedDataParallel(
+        return distributed(
             self.objective,
             broadcast_buffers=False,  # banks and statistics are kept equal by gathering
             gradient_as_bucket_view=True,
@@ -474,11 +475,11 @@ class Training:
         )
         update = self.at.ends_update
         concerned = self._concerned()
-        distributed = self.wrapped is not self.objective
+        in_parts = self.wrapped is not self.objective
         statistics = self._statistics()
         if self.sharded:
             self.parts.student.model.set_requires_gradient_sync(update)
-        with self.wrapped.no_sync() if distributed and not update else nullcontext():
+        with self.wrapped.no_sync() if in_parts and not update else nullcontext():
             teachers = self.parts.teachers(inputs.pictures, inputs.views, self._heard(concerned), inputs.known)
             seen = {name: view for name, view in inputs.views.items() if name in self.seen}
             x, *more = (self.parts.normalize(p, self.parts.precision.dtype) for p in (inputs.pictures, *seen.values()))
