@@ -113,8 +113,10 @@ class Place(Lab):
         return len(self.cache(name).shards("embedding"))
 
     def files(self, name: str) -> dict[str, bytes]:
+        """Without what a killed writer had begun: nobody reads that, and commands remove it when it is an hour old."""
         folder = self.path / "caches" / name
-        return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        files = [file for file in folder.rglob("*") if file.is_file() and not file.name.startswith(UNFINISHED)]
+        return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
     def assert_whole(self, name: str) -> None:
         """What is stored, of part of the work."""
