@@ -65,3 +65,17 @@ def wait_until(true, what: str, seconds: float = 300.0) -> None:
     while not true():
         assert time.monotonic() < until, f"{what}: not within {seconds:g} s"
         time.sleep(0.05)
+
+
+def somebody():
+    """Another user of the cluster, who holds a CPU."""
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Somebody:
+        def there(self):
+            pass
+
+    found = Somebody.remote()
+    ray.get(found.there.remote())
+    return found

@@ -21,7 +21,7 @@ from kdray.run.console import Console
 from kdray.run.folder import RunFolder
 from tests.conftest import Lab
 from tests.engine.conftest import PLUGIN
-from tests.ray.clusters import two_nodes, wait_until
+from tests.ray.clusters import somebody, two_nodes, wait_until
 
 NODE_OF_WORKER = """
 
@@ -82,20 +82,6 @@ def experiment(here, address, registry=None, then=None):
 
 def config(here, name, registry=None, **changes):
     return load_config(here.config(name, **changes), registry=registry or here.registry).config
-
-
-def somebody():
-    """Another user of the cluster, who holds a CPU."""
-    import ray
-
-    @ray.remote(num_cpus=1)
-    class Somebody:
-        def there(self):
-            pass
-
-    found = Somebody.remote()
-    ray.get(found.there.remote())
-    return found
 
 
 def test_storage_that_one_node_does_not_see_is_refused_before_anything_is_written(here, address):

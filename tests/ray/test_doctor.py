@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from kdray.launch.checkup import Folder, checkup
-from tests.ray.clusters import two_nodes
+from tests.ray.clusters import somebody, two_nodes
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +50,9 @@ def test_what_one_node_does_not_see(session, folder):
     assert [path.name for path in (folder / "hidden").iterdir()] == ["data"]
 
 
-class Somebody:
-    """Who holds a CPU."""
-
-    def is_there(self):
-        return True
-
-
 def test_the_command(session, folder):
     """A block for a bug report, and an exit code; where others have the CPUs, it waits and says so."""
-    theirs = session.ray.remote(num_cpus=1)(Somebody).remote()
-    session.ray.get(theirs.is_there.remote())
+    theirs = somebody()
     command = [sys.executable, "-m", "kdray", "doctor", "--num-workers", "2", "--address", session.address]
     with subprocess.Popen(
         command, cwd=folder / "hidden", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
