@@ -18,11 +18,12 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from answers import fill
+from cache import PAIRS
 from peers import BATCH, Distillation, Pictures
 from steps import ROOT, Steps, config_of, machine, parts_of, registry_with_random_pictures
 from torch import nn
@@ -32,7 +33,6 @@ from torch.utils.data import DataLoader
 from kdray.engine.allocator import keep_freed_memory
 from kdray.teacher.setup import Place
 
-PAIRS = {"WRN-40-2 -> WRN-16-2": ("wrn_40_2", "wrn_16_2"), "ResNet-32x4 -> ResNet-8x4": ("resnet32x4", "resnet8x4")}
 WARM = 3
 PARTS = {
     "convolutions": r"convolution",
@@ -44,12 +44,17 @@ PARTS = {
 """By what it does, the names of operators; all others are elementwise operations and sums."""
 
 
-def parts_of_step(run: Callable[[int], object], steps: int) -> dict[str, float]:
-    """Milliseconds of a step, and of its parts."""
+def milliseconds(run: Callable[[int], object], steps: int) -> float:
+    """Of a step, after some that warm up."""
     run(WARM)
     began = time.perf_counter()
     run(steps)
-    found = {"a step": 1e3 * (time.perf_counter() - began) / steps}
+    return 1e3 * (time.perf_counter() - began) / steps
+
+
+def parts_of_step(run: Callable[[int], object], steps: int) -> dict[str, float]:
+    """Milliseconds of a step, and of its parts."""
+    found = {"a step": milliseconds(run, steps)}
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         run(steps)
     shared = dict.fromkeys([*PARTS, "elementwise, sums"], 0.0)
@@ -62,7 +67,7 @@ def parts_of_step(run: Callable[[int], object], steps: int) -> dict[str, float]:
 
 def peers(teacher: str, student: str) -> Callable[[int], None]:
     training = Distillation("crd", teacher, student, None, stage=False)
-    batches: Iterator = iter(DataLoader(Pictures(negatives=True), batch_size=BATCH, shuffle=True, num_workers=8))
+    batches = iter(DataLoader(Pictures(negatives=True), batch_size=BATCH, shuffle=True, num_workers=8))
 
     def run(steps: int) -> None:
         for _ in range(steps):
@@ -110,12 +115,7 @@ def measure(pair: tuple[str, str], registry, args) -> dict:
             "kdray, stored": cached.run,
         }
         found = {kind: parts_of_step(run, args.steps) for kind, run in kinds.items()}
-        run = bare_convolutions(cached)
-        run(WARM)
-        began = time.perf_counter()
-        run(args.steps)
-        found["bare convolutions"] = 1e3 * (time.perf_counter() - began) / args.steps
-    return found
+        return found | {"bare convolutions": milliseconds(bare_convolutions(cached), args.steps)}
 
 
 def main() -> None:

@@ -77,6 +77,9 @@ def in_order(rows: list[dict]) -> list[dict]:
     return sorted(rows, key=lambda row: row["step"])
 
 
+RAY = "tests/ray/"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not _of_ray(item.nodeid))
 
@@ -98,9 +101,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """The others take what CPU is left."""
     if "PYTEST_XDIST_WORKER" in os.environ and not _of_ray(item.nodeid) and not os.nice(0):
         os.nice(10)
-
-
-RAY = "tests/ray/"
 
 
 def _of_ray(nodeid: str) -> bool:

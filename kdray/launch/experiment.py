@@ -93,8 +93,7 @@ class Experiment:
             read_summary(run)
             self.console.say(f"{run.name} is finished; nothing is left to do.")
             return run
-        if run.is_alive:
-            raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
+        run.refuse_alive()
         if read_json(run.path / "environment.json", Environment) is None:
             self.console.say(f"warning: {run.path / 'environment.json'} is damaged: its plugins cannot be compared")
             write_json(run.path / "environment.json", environment(self.registry.fingerprint()))

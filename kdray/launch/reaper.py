@@ -85,10 +85,15 @@ def main() -> None:
         for pid in left:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+    if session and how != FAILED:
+        _remove(session)
+
+
+def _remove(folder: str) -> None:
     for _ in range(10):  # who ends just now may still write there
-        if not session or how == FAILED or not os.path.exists(session):
-            break
-        shutil.rmtree(session, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            return
         time.sleep(0.1)
 
 

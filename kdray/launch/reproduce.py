@@ -21,7 +21,7 @@ from ..data.build import Data, load_data
 from ..data.feed import Feed
 from ..engine.build import Parts, build
 from ..engine.phases import phases
-from ..errors import ConfigError, KdrayError, MismatchError
+from ..errors import KdrayError, MismatchError
 from ..reproduce.cells import Cell, Job, same_work
 from ..reproduce.result import markdown, summarise
 from ..run.folder import RunFolder, write_json
@@ -156,8 +156,7 @@ class Reproduce(Experiment):
         job, limits = plan.job, limits.model_copy(update={"trials": len(plan.left)})
         folder = self._path(job.cells[0].config, job.name)
         refuse_vanishing(folder)
-        if (run := RunFolder(folder)).is_alive:
-            raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
+        (run := RunFolder(folder)).refuse_alive()
         self._write(folder, job, plan.failed)
         with self._interruptible(folder), self._driven(run):
             if plan.left:

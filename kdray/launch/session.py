@@ -17,8 +17,8 @@ from ..errors import ConfigError
 from .reaper import reaping
 
 # Ray reads these at import; what the user has set stays. Without the first, workers notice nothing for 2 s at a time.
-# The preemption watcher is a process that tells workers what lookout.py acts upon. Of themselves workers run at the
-# lowest but some priority, and whatever else the machine does holds up all that wait for each other at every step.
+# The preemption watcher is a process that tells workers what lookout.py acts upon. By default workers have a
+# niceness of 15, and whatever else the machine does holds up all that wait for each other at every step.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",

@@ -125,6 +125,11 @@ class RunFolder:
         """Whether another process of this machine drives the run."""
         return self._driven_here_by_another and _lives(self.status["pid"], self.status.get("born"))
 
+    def refuse_alive(self) -> None:
+        """Raises ConfigError where another process of this machine drives it."""
+        if self.is_alive:
+            raise ConfigError(f"{self.name} is running just now, as process {self.status['pid']} of this machine")
+
     @property
     def state(self) -> str:
         """That of status.json; "died" where it says running and its process on this machine is gone."""
@@ -231,10 +236,9 @@ def list_runs(folder: Path) -> list[dict]:
     """Every run, search and table in `folder`, the newest last.
 
     name, path, kind (see `RunFolder.is_what`), state, started, last and best accuracy where there is one (of a search,
-    those of its winner's first run); parts: how many trials a search has begun, or runs a table; host: where it was
-    driven last;
-    progress: what progress.json says, or None; heard: when it last gave a sign; error: the first line of what it failed
-    of, or None."""
+    those of its winner's first run); parts: how many trials a search has begun, or runs a table, else None; host: where
+    it was driven last; progress: what progress.json says, or None; heard: when it last gave a sign; error: the first
+    line of what it failed of, or None."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else []:
         if (path / "status.json").exists():

@@ -79,8 +79,7 @@ class Tune(Experiment):
         run = find_any(name, self.project.runs)
         if run.is_what != "search":
             raise ConfigError(f"{run.name} is a {run.is_what}, not a search: `{run.how_to_resume}` goes on with it")
-        if run.is_alive:
-            raise ConfigError(f"{run.name} is running just now, as process {run.status['pid']} of this machine")
+        run.refuse_alive()
         file = run.path / "tune.yaml"
         prepared = Prepared(file.read_text(), load_text(file.read_text(), str(file), self.registry).config)
         if given and (changed := differences(prepared.identity(), given.identity())):
