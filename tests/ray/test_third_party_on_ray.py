@@ -9,6 +9,7 @@ import subprocess
 import pytest
 import yaml
 
+from kdray.engine.checkpoint import checkpoints
 from kdray.run.folder import RunFolder
 from tests.conftest import ROOT
 from tests.plugins_host.test_third_party import Elsewhere, files, package
@@ -35,16 +36,22 @@ def elsewhere(tmp_path):
 
 
 def test_they_train_and_resume(elsewhere, tmp_path):
-    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-    command, run = [elsewhere.python, "-m", "kdray", "train", "rowsim.yaml"], RunFolder(tmp_path / "runs" / "rowsim")
-    driver = subprocess.Popen(command, cwd=tmp_path, **quiet)
-    wait_for(run, driver, 8)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    assert run.state == "died"
-    environment = json.loads((run.path / "environment.json").read_text())
+    elsewhere.call("-m", "kdray", "train", "rowsim.yaml", "--name", "whole")
+    whole, broken = (RunFolder(tmp_path / "runs" / name) for name in ("whole", "broken"))
+    environment = json.loads((whole.path / "environment.json").read_text())
     used = {plugin["distribution"]: plugin["name"] for plugin in environment["plugins"]}
     assert used["kdray-rowsim"] == "rowsim" and used["kdray-dkd"] == "dkd"
-    elsewhere.call("-m", "kdray", "resume", "rowsim")
-    assert run.finished and run.rows("resumed")[-1]["step"] > 0
-    assert set(run.rows("epoch")[-1]["terms"]) == {"ce", "rowsim", "dkd/target", "dkd/others"}
+    assert set(whole.rows("epoch")[-1]["terms"]) == {"ce", "rowsim", "dkd/target", "dkd/others"}
+
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    command = [elsewhere.python, "-m", "kdray", "train", "rowsim.yaml", "--name", "broken"]
+    driver = subprocess.Popen(command, cwd=tmp_path, **quiet)
+    wait_for(broken, driver, 8)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert broken.state == "died"
+    elsewhere.call("-m", "kdray", "resume", "broken")
+    ends = [checkpoints(run.path / "checkpoints")[-1] for run in (whole, broken)]
+    assert ends[0].name == ends[1].name
+    for file in ("student.safetensors", "distillers.safetensors"):
+        assert (ends[0] / file).read_bytes() == (ends[1] / file).read_bytes(), file
