@@ -214,9 +214,20 @@ class Distiller(nn.Module):
     """Numeric options that `schedule:` of a config may move while training: `forward` reads them from `self.options`
     each time."""
 
+    prepared = None
+    """What `prepare` returned for the batch that `forward` is called with; None where nobody called it."""
+
     def __init__(self, options: Options, setup: Setup):
         super().__init__()
         self.options = options
+
+    def prepare(self, teacher: Outputs, batch: Batch, step: Step):
+        """What `forward` needs and the student has no part in, heads of the loss and draws included.
+
+        In the main loop it is called before the student sees the batch, and `forward` finds what it returned in
+        `self.prepared`. On one GPU it runs while the student computes.
+        """
+        return None
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, step: Step) -> Tensor | dict[str, Tensor]:
         """The unweighted loss, or several named terms.

@@ -102,6 +102,7 @@ def _check_distiller(spec):
     for method, expected in (
         ("__init__", ["self", "options", "setup"]),
         ("forward", ["self", "student", "teacher", "batch", "step"]),
+        ("prepare", ["self", "teacher", "batch", "step"]),
         ("after_backward", ["self", "batch", "step"]),
         ("stages", ["self"]),
         ("deployed", ["self", "student"]),

@@ -88,15 +88,22 @@ class CRD(Distiller):
         self.register_buffer("z_t", torch.zeros(()))
         self._fixed = set()
 
-    def forward(self, student, teacher, batch, step):
-        g_s = F.normalize(self.embed_s(student.embedding), dim=1)
+    def prepare(self, teacher, batch, step):
         g_t = F.normalize(self.embed_t(teacher.embedding), dim=1)
+        ahead = self.contrast.ahead(g_t, batch, step)
+        return g_t, ahead, self.objective(ahead[-1], "z_t", step) if ahead else None
+
+    def forward(self, student, teacher, batch, step):
+        g_t, ahead, loss_t = self.prepared or self.prepare(teacher, batch, step)
+        g_s = F.normalize(self.embed_s(student.embedding), dim=1)
         keys = None
         if self.slow_s:
             k_s, k_t = self.slow_s(self.embed_s, student.embedding), self.slow_t(self.embed_t, teacher.embedding)
             keys = F.normalize(k_s, dim=1), F.normalize(k_t, dim=1)
-        anchor_s, anchor_t = self.contrast(g_s, g_t, batch, step, keys)
-        return self.objective(anchor_s, "z_s", step) + self.objective(anchor_t, "z_t", step)
+        anchor_s, anchor_t = self.contrast(g_s, g_t, batch, step, keys, ahead)
+        if loss_t is None:
+            loss_t = self.objective(anchor_t, "z_t", step)
+        return self.objective(anchor_s, "z_s", step) + loss_t
 
     def after_backward(self, batch, step):
         self.contrast.update(batch, step)

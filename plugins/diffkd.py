@@ -108,7 +108,7 @@ class Diffusion(nn.Module):
         x = share * x + (1 - share) * noise
         stride = TIMES // (2 * steps)
         for number in reversed(range(steps)):
-            noise = self.predicted(x, torch.tensor(number * stride, device=x.device))
+            noise = self.predicted(x, torch.full((), number * stride, device=x.device))
             now, earlier = self.alpha[number * stride + 1], self.alpha[max(0, (number - 1) * stride + 1)]
             clean = (x - (1 - now).sqrt() * noise) / now.sqrt()
             x = earlier.sqrt() * clean + (1 - earlier).sqrt() * noise

@@ -37,7 +37,8 @@ class SKD(Distiller):
         D = (U_s @ U_s.T - U_t @ U_t.T) / U_s.shape[1]
         centred = D - D.mean(dim=0)
         covariance = centred.T @ centred / max(len(D) - 1, 1)
-        L = torch.linalg.cholesky(
+        # Not `cholesky`, which asks the device whether it went well: with λ on the diagonal it does.
+        L, _ = torch.linalg.cholesky_ex(
             covariance + self.options.regularisation * torch.eye(len(D), dtype=D.dtype, device=D.device)
         )
         whitened = torch.linalg.solve_triangular(L, D.T, upper=False)  # its columns are L⁻¹ d_i, since D is symmetric

@@ -9,6 +9,7 @@ batch       the rows of the global batch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -29,6 +30,9 @@ Positives = Literal["own", "class"]
 def negative_pool(options: Negatives, dim: int, setup: Setup, positives: Positives = "own") -> nn.Module:
     """The pool for `options`. Call it with (g_s, g_t, batch, step) for the `Scores` of both directions: the student's
     anchors, then the teacher's. `update(batch, step)` comes after the backward pass.
+
+    `ahead(g_t, batch, step)` is what a pool can do before the student has spoken, the scores of the teacher's anchors
+    last; it is taken as a sixth argument. None: nothing.
 
     positives: `own`, the other network's embedding of the anchor's sample; `class`, all embeddings of the anchor's
     class that the pool holds, its own included. A fifth argument (k_s, k_t), where given, is what the anchors meet and
@@ -58,7 +62,7 @@ class Bank(nn.Module):
         for name in ("memory_s", "memory_t"):
             self.register_buffer(name, random_rows(setup.num_samples, dim, setup.generator, dtype))
 
-    def forward(self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None) -> tuple[Scores, Scores]:
+    def ahead(self, g_t: Tensor, batch: Batch, step: Step) -> tuple[Callable[[Tensor, Tensor], Scores], Scores]:
         drawn = self.draw(batch, step) if self.draw else None
         own = self.same(batch, step) if self.same else batch.index
         for_all = drawn is not None and drawn.dim() == 1
@@ -79,8 +83,12 @@ class Bank(nn.Module):
                 negative = (drawn_product(anchor, memory, drawn), None)
             return Scores(positive[0], negative[0], positive[1], negative[1])
 
+        return scores, scores(g_t, self.memory_s)
+
+    def forward(self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None, ahead=None):
+        scores, of_teacher = ahead or self.ahead(g_t, batch, step)
         self.fresh = tuple(k.detach() for k in keys or (g_s, g_t))
-        return scores(g_s, self.memory_t), scores(g_t, self.memory_s)
+        return scores(g_s, self.memory_t), of_teacher
 
     @torch.no_grad()
     def update(self, batch: Batch, step: Step) -> None:
@@ -104,7 +112,10 @@ class Queue(Ring):
         for name in ("classes", "samples"):  # −1: still random, of no class and no sample
             self.register_buffer(name, torch.full((options.count,), -1))
 
-    def forward(self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None) -> tuple[Scores, Scores]:
+    def ahead(self, g_t: Tensor, batch: Batch, step: Step) -> None:
+        return None
+
+    def forward(self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None, ahead=None):
         k_s, k_t = keys or (g_s, g_t)
         same = self.classes[None, :] == batch.target[:, None]
         itself = self.samples[None, :] == batch.index[:, None]
@@ -130,7 +141,10 @@ class InBatch(nn.Module):
         super().__init__()
         self.by_class, self.other = by_class, options.other
 
-    def forward(self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None) -> tuple[Scores, Scores]:
+    def ahead(self, g_t: Tensor, batch: Batch, step: Step) -> None:
+        return None
+
+    def forward(self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None, ahead=None):
         k_s, k_t = keys or (g_s, g_t)
         mine = batch.target if self.other == "class" else batch.index
         same = step.gather(mine)[None, :] == mine[:, None]

@@ -13,14 +13,19 @@ from ..data.feed import Feed
 from ..data.views import share
 from .context import Context
 
-BATCH, BATCH_ON_GPU = 256, 2048
+BATCH = 256
+
+
+def together(device: torch.device) -> int:
+    """Pictures of a pass that learns nothing. A GPU takes as long for few of them: it is told of each kernel."""
+    return 2048 if device.type == "cuda" else BATCH
 
 
 @torch.no_grad()
 def evaluate(network: Callable[[Tensor], Tensor], split: Split, feed: Feed, context: Context) -> dict[str, float]:
     """`network` maps uint8 pictures (B, C, H, W) to logits (B, classes). Returns top1 and top5 (shares), loss (mean
     cross-entropy) and samples."""
-    size = BATCH_ON_GPU if context.device.type == "cuda" else BATCH
+    size = together(context.device)
     part = share(len(split), context.rank, context.world_size)
     positions = [chosen for chosen in torch.arange(part.start, part.stop).split(size) if len(chosen)]
     totals = torch.zeros(4, dtype=torch.float64, device=context.device)  # top-1 hits, top-5 hits, summed loss, samples

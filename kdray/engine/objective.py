@@ -13,6 +13,7 @@ from ..blame import in_plugin, may_be_blamed, tail
 from ..distiller import Batch, Distiller, Outputs, Step
 from ..errors import ConfigError, PluginError
 from ..models.taps import Tapped
+from .beside import Beside
 from .labels import batch_for
 from .phases import Phase
 from .precision import Precision
@@ -29,6 +30,7 @@ class Objective(nn.Module):
         self.distillers = nn.ModuleList(distillers.values())
         self.precision = precision
         self.phase = Phase()
+        self.beside = Beside()
 
     def by_label(self) -> list[tuple[str, Distiller]]:
         return list(zip(self.labels, self.distillers))
@@ -36,20 +38,28 @@ class Objective(nn.Module):
     def forward(
         self, x: Tensor, views: dict[str, Tensor], teachers: dict[str, Outputs], batch: Batch, step: Step
     ) -> dict[str, Tensor]:
+        concerned = [(label, distiller) for label, distiller in self.by_label() if self.phase.concerns(label)]
+        heard = {label: teachers.get(label, Outputs()) for label, _ in concerned}
+        seen = {label: batch_for(label, distiller, batch) for label, distiller in concerned}
+        if self.phase.stage is None:
+            with self.beside.fork():
+                for label, distiller in concerned:
+                    with naming(label, distiller, self.phase, step):
+                        distiller.prepared = distiller.prepare(heard[label], seen[label], step)
         outputs = Outputs()
         if self.phase.trains_student:
             outputs = self.precision.run(self.student, x)
             outputs.views = {name: self.precision.run(self.student, view) for name, view in views.items()}
+        self.beside.join()
         terms = {}
-        for label, distiller in self.by_label():
-            if self.phase.concerns(label):
-                loss = self.phase.stage.loss if self.phase.stage else distiller
-                with naming(label, distiller, self.phase, step):
-                    seen = batch_for(label, distiller, batch)
-                    found = _named(loss(outputs, teachers.get(label, Outputs()), seen, step))
-                for name, term in found.items():
-                    _check(label, distiller, term)
-                    terms[f"{label}/{name}" if name else label] = term
+        for label, distiller in concerned:
+            loss = self.phase.stage.loss if self.phase.stage else distiller
+            with naming(label, distiller, self.phase, step):
+                found = _named(loss(outputs, heard[label], seen[label], step))
+                distiller.prepared = None
+            for name, term in found.items():
+                _check(label, distiller, term)
+                terms[f"{label}/{name}" if name else label] = term
         return terms
 
     def deployed(self) -> nn.Module:

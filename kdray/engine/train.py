@@ -43,6 +43,7 @@ from ..teacher.teachers import AVERAGE, Stored, Teacher
 from . import checkpoint
 from .allocator import keep_freed_memory
 from .batchnorm import synchronise
+from .beside import Beside
 from .build import Parts, build, new_optimizer
 from .checkpoint import Counters
 from .checks import check_last_batch, check_replicas, check_same_data, finite_gradients, not_finite
@@ -237,6 +238,7 @@ class Training:
         why_not = obstacle(self.config, context, self.objective.by_label(), self.optimizer) if main else "a stage"
         self.dials = Dials(context.device, self.parts.precision.dtype, on_device=not why_not)
         self.recorder = None
+        self.objective.beside = Beside(None if why_not else context.device)
         if not why_not:
             size = min(self.config.data.batch_size, len(self.parts.data.train))
             self.recorder = Recorder(self._work, self.generators[-1], size, ", ".join(self.objective.labels))

@@ -16,10 +16,10 @@ from ..data.feed import Feed
 from ..engine.allocator import keep_freed_memory
 from ..engine.build import build
 from ..engine.context import Context
-from ..engine.evaluate import evaluate
+from ..engine.evaluate import evaluate, together
 from ..errors import ConfigError
 from ..registry import Registry
-from ..teacher.compute import BATCH, compute
+from ..teacher.compute import compute
 from ..teacher.plan import is_there
 from ..teacher.setup import Place, identities, stores
 from .code import Code
@@ -54,12 +54,13 @@ class Answerer:
     def rate(self, name: str) -> float:
         """Pictures a second of a teacher's forward pass here."""
         data, device = self.parts.data, self.parts.device
-        chosen = torch.arange(len(data.train))[torch.arange(BATCH) % len(data.train)]
+        count = together(device)
+        chosen = torch.arange(len(data.train))[torch.arange(count) % len(data.train)]
         pictures = next(Feed(data.train, data.augment, self.config.data.threads, device).batches([chosen], view=0))
         self.teachers[name](pictures[:32])
         began = time.monotonic()
         float(self.teachers[name](pictures).logits.sum())  # a device has done its work when it tells a number
-        return BATCH / (time.monotonic() - began)
+        return count / (time.monotonic() - began)
 
     def accuracy(self, name: str) -> dict[str, float]:
         data, device = self.parts.data, self.parts.device

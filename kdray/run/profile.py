@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from ..clock import Clock, Part
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 COMMAND = "no run"
 """The column of what belongs to none."""
+LONGEST = 60
 
 
 def time_table(clock: Clock) -> Table:
@@ -42,5 +44,13 @@ def operator_table(operators: list[dict], run: str) -> Table:
     for heading in ("", "calls", "ms", "share"):
         table.add_column(heading, justify="right" if heading else "left")
     for one in operators:
-        table.add_row(one["name"], str(one["calls"]), f"{one['seconds'] * 1e3:.2f}", f"{one['share']:.1%}")
+        table.add_row(_brief(one["name"]), str(one["calls"]), f"{one['seconds'] * 1e3:.2f}", f"{one['share']:.1%}")
     return table
+
+
+def _brief(name: str) -> str:
+    """A kernel's name without its C++ types, which may fill a page."""
+    name = name.removeprefix("void ").replace("(anonymous namespace)::", "")
+    while name != (shorter := re.sub(r"<[^<>]*>|(?<=\S)\([^()]*\)", "", name)):
+        name = shorter
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"

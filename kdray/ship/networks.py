@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..config.schema import Config
 from ..data.build import Data, Split, load_data
 from ..data.feed import Feed
-from ..engine.evaluate import BATCH, BATCH_ON_GPU
+from ..engine.evaluate import together
 from ..errors import ConfigError
 from ..launch.measure import Rebuilt, rebuild, this_device
 from ..registry import Registry
@@ -45,7 +45,7 @@ def logits_of(found: Rebuilt, split: Split, weights: Path) -> Tensor:
     """(N, C), fp32 on the CPU. Raises ConfigError where they are no numbers; weights: the file that is then named."""
     device = found.parts.device
     feed = Feed(split, found.parts.data.evaluate, found.threads, device)
-    positions = torch.arange(len(split)).split(BATCH_ON_GPU if device.type == "cuda" else BATCH)
+    positions = torch.arange(len(split)).split(together(device))
     logits = torch.cat([found.logits(pictures).float().cpu() for pictures in feed.batches(positions, view=0)])
     if not logits.isfinite().all():
         raise ConfigError(f"{weights}: some logits of this network are no finite numbers")

@@ -23,7 +23,7 @@ from ..config.yaml import read
 from ..data.augment import Augmentation, Pipeline
 from ..data.build import Data, Split, load_data
 from ..data.feed import Feed
-from ..engine.evaluate import BATCH, BATCH_ON_GPU
+from ..engine.evaluate import together
 from ..errors import ConfigError
 from ..launch.measure import Rebuilt, rebuild
 from ..models.taps import Tapped
@@ -200,7 +200,7 @@ def _embed(
     network: Tapped, found: Rebuilt, split: Split, pipeline: Pipeline, config: Config, networks: Networks
 ) -> Embeddings:
     feed = Feed(split, pipeline, config.data.threads, networks.device)
-    positions = torch.arange(len(split)).split(BATCH_ON_GPU if networks.device.type == "cuda" else BATCH)
+    positions = torch.arange(len(split)).split(together(networks.device))
     precision, rows = found.parts.precision, []
     for pictures in feed.batches(positions, view=0):
         outputs = precision.run(network, found.normalize(pictures, precision.dtype))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ..data.build import Split
 from ..data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from ..data.feed import Feed
-from ..engine.evaluate import BATCH, BATCH_ON_GPU
+from ..engine.evaluate import together
 from ..launch.measure import Rebuilt
 
 EACH = len(CORRUPTIONS) * len(SEVERITIES)
@@ -23,7 +23,7 @@ def corrupted(found: Rebuilt, split: Split, seed: int, done: Callable[[int], Non
     mean, that of top1. `done` hears how many pictures more have been seen."""
     device = found.parts.device
     feed = Feed(split, found.parts.data.evaluate, found.threads, device)
-    positions = torch.arange(len(split)).split(BATCH_ON_GPU if device.type == "cuda" else BATCH)
+    positions = torch.arange(len(split)).split(together(device))
     totals = torch.zeros(len(CORRUPTIONS), len(SEVERITIES), 2, dtype=torch.float64, device=device)  # hits, summed loss
     labels = split.labels.to(device)
     for chosen, pictures in zip(positions, feed.batches(positions, view=0)):

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from ..distiller import Outputs
+from ..engine.evaluate import together
 from .live import LiveTeacher
 from .store import Store
-
-BATCH = 256
 
 
 def answer(keys: np.ndarray, store: Store, teacher: LiveTeacher, threads: int) -> dict[str, dict[str, Tensor]]:
@@ -39,7 +38,7 @@ def _heard(keys: np.ndarray, store: Store, teacher: LiveTeacher, threads: int) -
     """The teacher's outputs, a batch at a time. A thread makes the next pictures meanwhile."""
     device = next(teacher.parameters()).device
     with ThreadPoolExecutor(1, thread_name_prefix="kdray-pictures") as pool:
-        batches = store.pictures.batches(keys, BATCH, threads, device)
+        batches = store.pictures.batches(keys, together(device), threads, device)
         coming = pool.submit(next, batches, None)
         while (pictures := coming.result()) is not None:
             coming = pool.submit(next, batches, None)
