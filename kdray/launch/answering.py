@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from ..engine.context import Context
 from ..engine.evaluate import evaluate, together
 from ..errors import ConfigError
 from ..registry import Registry
-from ..teacher.compute import compute
+from ..teacher.compute import answer, write
 from ..teacher.plan import is_there
 from ..teacher.setup import Place, identities, stores
 from .code import Code
@@ -69,6 +71,13 @@ class Answerer:
 
     def compute(self, name: str, kind: str, keys: np.ndarray) -> bool:
         """Store the answers to `keys`; False where somebody has, meanwhile."""
+        store = self.answer(name, kind, keys)
+        if store:
+            store()
+        return store is not None
+
+    def answer(self, name: str, kind: str, keys: np.ndarray) -> Callable[[], None] | None:
+        """What stores the answers to `keys`, which are computed now; None where somebody has stored them meanwhile."""
         store = self.stores[name][kind]
         if (name, kind) not in self.seen:
             if store.cache.compare(store.identity) is None:
@@ -78,6 +87,5 @@ class Answerer:
                 )
             self.seen.add((name, kind))
         if is_there(store, keys):
-            return False
-        compute(keys, store, self.teachers[name], self.config.data.threads)
-        return True
+            return None
+        return partial(write, keys, store, answer(keys, store, self.teachers[name], self.config.data.threads))

@@ -7,6 +7,7 @@ import random
 import time
 import traceback
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -286,8 +287,23 @@ class Precompute(Experiment):
 
 
 def _in_turn(answerer: Answerer):
+    """While a thread writes the answers of one item, those of the next are computed."""
+
     def compute(tasks, on_done):
-        for task in tasks:
-            on_done(task, answerer.compute(*task))
+        def finish(task, written):
+            if written:
+                written.result()
+            on_done(task, written is not None)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="kdray-write") as writer:
+            last = None
+            for task in tasks:
+                write = answerer.answer(*task)
+                this = task, writer.submit(write) if write else None
+                if last:
+                    finish(*last)
+                last = this
+            if last:
+                finish(*last)
 
     return compute

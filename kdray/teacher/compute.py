@@ -28,10 +28,14 @@ def answer(keys: np.ndarray, store: Store, teacher: LiveTeacher, threads: int) -
     }
 
 
-def compute(keys: np.ndarray, store: Store, teacher: LiveTeacher, threads: int) -> None:
-    """Store the teacher's answers to `keys`, sorted, in a shard an output."""
-    for output, parts in answer(keys, store, teacher, threads).items():
+def write(keys: np.ndarray, store: Store, answers: dict[str, dict[str, Tensor]]) -> None:
+    """Store what `answer` said of `keys`, in a shard an output."""
+    for output, parts in answers.items():
         store.cache.write(output, keys, parts, store.samples)
+
+
+def compute(keys: np.ndarray, store: Store, teacher: LiveTeacher, threads: int) -> None:
+    write(keys, store, answer(keys, store, teacher, threads))
 
 
 def _heard(keys: np.ndarray, store: Store, teacher: LiveTeacher, threads: int) -> Iterator[Outputs]:
