@@ -206,10 +206,10 @@ class Distiller(nn.Module):
     """Whether it understands pictures of two classes, `batch.target` and `batch.partner` by `batch.share`. A loss that
     reads no classes need not say so."""
     recordable: ClassVar[bool] = False
-    """Whether its part of a step may be recorded on a GPU and replayed at all later steps. Then `forward` and
-    `after_backward` do the same work on the device each time: they wait for nothing from it (`.item()`, `nonzero`,
-    masks as indices), copy nothing from the host, draw from `step.device_generator`, and read neither `step.number`,
-    `step.epoch` nor `batch.epoch`. What they do once, in the first steps, is done before the recording."""
+    """Whether its part of a step may be recorded on a GPU and replayed at all later steps. Then `prepare`,
+    `forward` and `after_backward` do the same work on the device each time: they wait for nothing from it (`.item()`,
+    `nonzero`, masks as indices), copy nothing from the host, draw from `step.device_generator`, and read neither
+    `step.number`, `step.epoch` nor `batch.epoch`. What they do in the first steps only is done before the recording."""
     scheduled: ClassVar[frozenset[str]] = frozenset()
     """Numeric options that `schedule:` of a config may move while training: `forward` reads them from `self.options`
     each time."""

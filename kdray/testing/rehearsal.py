@@ -124,7 +124,10 @@ class Rehearsal:
         _seed_everything(number * 2 + context.rank, self.disturb)
 
         loss = phase.stage.loss if phase.stage else distiller
+        if phase.stage is None:
+            distiller.prepared = distiller.prepare(teacher, batch, step)
         terms = _terms(self.label, loss, student, teacher, batch, step)
+        distiller.prepared = None
         loss = sum(terms.values())
         if isinstance(loss, Tensor) and loss.requires_grad:
             # Means over unequal parts: a part counts by its rows, as in the engine.

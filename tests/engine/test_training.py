@@ -230,3 +230,29 @@ def test_a_teacher_trained_on_other_pictures_is_not_reused(lab):
     (lab.path / "dark" / "train" / "0" / "0.png").unlink()
     with pytest.raises(MismatchError, match="not the one that this run began with"):
         experiment.resume(RunFolder(run))
+
+
+def test_what_the_student_has_no_part_in_comes_first(lab, teacher_weights, monkeypatch):
+    """And a loss that prepares nothing ahead computes the same."""
+    cls = lab.registry.get("distillers", "crd").cls
+    prepare, forward, seen = cls.prepare, cls.forward, []
+
+    def run(name, ahead):
+        def watched(self, *given):
+            seen.append(self.prepared is not None)
+            with monkeypatch.context() as patch:
+                patch.setattr(cls, "prepare", prepare)
+                return forward(self, *given)
+
+        monkeypatch.setattr(cls, "forward", watched)
+        monkeypatch.setattr(cls, "prepare", prepare if ahead else lambda *_: None)
+        teacher = {"model": "convnet", "widths": [16, 32], "checkpoint": teacher_weights}
+        crd = {"dim": 8, "negatives": {"kind": "bank", "count": 16}}
+        return weights(lab.run(name, teacher=teacher, losses={"ce": {}, "crd": crd}))
+
+    ahead = run("ahead", ahead=True)
+    assert seen and all(seen)
+    seen.clear()
+    later = run("later", ahead=False)
+    assert seen and not any(seen)
+    assert all(torch.equal(ahead[name], later[name]) for name in ahead)
