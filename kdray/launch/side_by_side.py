@@ -18,13 +18,14 @@ from ray import tune
 
 from ..config.project import Project
 from ..config.schema import Config
-from ..errors import ConfigError, Stopped
+from ..errors import ConfigError
 from ..run.asking import STOP, asked
 from ..run.console import Console
 from ..run.folder import RunFolder
 from .code import Code
 from .experiment import Experiment
 from .tune.share import Share
+from .tune.stopping import fit, stop
 from .tune.tuner import SETTINGS
 
 STATE = ".ray"
@@ -69,7 +70,7 @@ def run_all(todo: Todo, share: Share, console: Console) -> None:
     shutil.rmtree(todo.folder / STATE, ignore_errors=True)  # nothing in it is needed to go on
     Telling.todo, Telling.console, Telling.ended = todo, console, 0
     try:
-        tune.Tuner(
+        tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(one, todo=todo), share.of_a_trial()),
             param_space={"run": tune.grid_search(list(todo.configs))},
             tune_config=tune.TuneConfig(
@@ -84,7 +85,8 @@ def run_all(todo: Todo, share: Share, console: Console) -> None:
                     max_failures=max(config.scale.max_failures for config in todo.configs.values())
                 ),
             ),
-        ).fit()
+        )
+        fit(tuner, stopped="stopped among its runs")
     finally:
         shutil.rmtree(todo.folder / STATE, ignore_errors=True)
 
@@ -120,7 +122,7 @@ class Telling(tune.Callback):
     def on_step_begin(self, iteration, trials, **info) -> None:
         """Several times a second, whatever the runs do."""
         if asked([self.todo.folder]) == STOP:
-            raise Stopped("stopped among its runs")
+            stop(trials)
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         self._line(trial.config["run"])

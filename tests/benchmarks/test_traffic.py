@@ -36,6 +36,7 @@ def traffic(monkeypatch):
     return traffic
 
 
+@pytest.mark.thorough
 def test_the_bytes_of_a_step(traffic, lab):
     registry, configs = traffic.registry_with_random_pictures(), {}
     for name, losses in LOSSES.items():

@@ -15,6 +15,7 @@ RUN = Path(__file__).parents[2] / "chaos" / "run.py"
 KINDS_OF_CI = "at a file operation,checkpoint damaged,run, injected,kill -9 of precompute"
 
 
+@pytest.mark.thorough
 def test_faults_end_as_they_must(tmp_path):
     out = tmp_path / "out.json"
     done = subprocess.run(

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.thorough
 def test_two_recipes_over_seeds(desk):
     config = desk.config()
     assert desk("train", config, "--seeds", "0,1", "--name", "slow").code == 0

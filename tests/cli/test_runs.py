@@ -224,7 +224,7 @@ def _state(desk, run):
     return json.loads(desk.path.joinpath("runs", run, "status.json").read_text())["state"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)])
 def test_interrupted_and_resumed(desk, number):
     """In the middle of an epoch, also of one whose update is not complete; the weights at the end are those of the
     unbroken run, bit for bit."""
@@ -250,6 +250,7 @@ def test_interrupted_and_resumed(desk, number):
     assert [row["terms"] for row in rows[0]] == [row["terms"] for row in rows[1]]
 
 
+@pytest.mark.thorough
 def test_asked_for_a_checkpoint_and_goes_on(desk):
     process = _started(desk, "small", "train", desk.config(), *LONG)
     run = desk.path / "runs/small"
@@ -259,6 +260,7 @@ def test_asked_for_a_checkpoint_and_goes_on(desk):
     assert next(row["step"] for row in RunFolder(run).rows("checkpoint")) < 600
 
 
+@pytest.mark.thorough
 def test_stopped_while_its_teacher_is_trained(desk):
     """By `kdray stop` of the run that waits for the teacher; `kdray resume` of it goes on with both."""
     data = {"name": "digits", "batch_size": 50, "samples": 1000}

@@ -6,6 +6,7 @@ import pytest
 from tutorial import DOCS, commands, files, run
 
 PAGE = DOCS / "tutorial.md"
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from tutorial import PAGE, commands, files, run
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:

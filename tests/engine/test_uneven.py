@@ -69,6 +69,7 @@ def test_three_workers_have_the_losses_of_one(lab, int8):
         assert_close(a[name], b[name], rtol=1e-7, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.thorough
 def test_a_student_in_shares_rounds_as_a_whole_one(lab):
     file = lab.config(
         "shares",

@@ -110,6 +110,7 @@ def test_a_run_from_a_cache_is_the_run_with_the_teacher(place, live, stored):
     same(run, live)
 
 
+@pytest.mark.thorough
 def test_a_cache_holds_the_answers_to_mixed_pictures(ray_session, place):
     data = {**SETTINGS["data"], "mix": "mixup"}
     mixed = {"data": data, "student": {"model": "convnet", "widths": [8]}, "losses": {"ce": {}, "kd": {}}}
@@ -118,11 +119,13 @@ def test_a_cache_holds_the_answers_to_mixed_pictures(ray_session, place):
     same(place.train("mixed", 2, "mixed", **mixed), live)
 
 
+@pytest.mark.thorough
 def test_a_run_that_fills_a_cache_is_the_run_with_the_teacher(place, live, alone):
     same(place.train("fills", 2, "filled", fill=True), live)
     same(place.train("from-filled", 0, "filled"), alone)
 
 
+@pytest.mark.thorough
 def test_a_killed_worker_of_a_run_that_fills_a_cache(place, live, alone):
     run = RunFolder(place.path / "runs" / "killed")
     killed = []

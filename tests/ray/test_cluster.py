@@ -98,6 +98,7 @@ def test_storage_that_one_node_does_not_see_is_refused_before_anything_is_writte
     assert not (here.path / "runs").exists()
 
 
+@pytest.mark.thorough
 def test_so_is_a_search(here, address):
     file = here.config("search", tune={"space": {"optimizer.lr": {"uniform": [0.1, 0.2]}}, "trials": 2})
     with pytest.raises(ConfigError, match=rf"does not see {here.path / 'runs'} as it is here"):
@@ -154,6 +155,7 @@ def test_a_run_that_waits_can_be_stopped(here, address, folder):
     ray.kill(theirs)
 
 
+@pytest.mark.thorough
 def test_a_node_that_is_about_to_be_taken_away_asks_for_a_checkpoint(here, address, folder):
     """As a spot instance is; the last test, since the node takes no new work afterwards."""
     import ray

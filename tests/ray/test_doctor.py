@@ -50,6 +50,7 @@ def test_what_one_node_does_not_see(session, folder):
     assert [path.name for path in (folder / "hidden").iterdir()] == ["data"]
 
 
+@pytest.mark.thorough
 def test_the_command(session, folder):
     """A block for a bug report, and an exit code; where others have the CPUs, it waits and says so."""
     theirs = somebody()

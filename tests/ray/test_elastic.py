@@ -52,6 +52,7 @@ class Heard(Console):
         self.lines.append(text.strip())
 
 
+@pytest.mark.thorough
 def test_a_node_is_lost_and_another_comes_and_the_losses_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "patient.py").write_text(PATIENT.format(go=str(tmp_path / "go")))

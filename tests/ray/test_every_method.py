@@ -23,6 +23,8 @@ FIRST_PARTY = sorted(
 )
 WITHOUT_CONFIG = {"ce"}
 """Distillers that stand in every config, beside the one that it is about."""
+SAMPLE = ("crd", "kd", "ab", "byot", "dml", "ofd", "sskd")
+"""Of each kind one: a bank, logits, a stage, heads of its own, a peer, maps, views."""
 EPOCHS = {"crd": 16}
 """More than 4 for methods that rise at first: CRD's banks begin with random vectors."""
 OF_ONE_WIDTH = {"fsp", "kdsvd"}
@@ -132,7 +134,14 @@ def own(row, name):
     return sum(terms) if terms else None
 
 
-@pytest.mark.parametrize("name", [name for name in FIRST_PARTY if name not in WITHOUT_CONFIG])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in SAMPLE else pytest.mark.thorough)
+        for name in FIRST_PARTY
+        if name not in WITHOUT_CONFIG
+    ],
+)
 def test_it_trains_with_its_own_config(name, group, teachers, lab, monkeypatch):
     path = config_of(name)
     assert path, f"there is no config for {name}"

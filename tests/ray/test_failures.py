@@ -118,6 +118,7 @@ def test_a_batch_whose_loss_is_no_number_for_one_worker_is_left_out_by_all(lab, 
         torch.testing.assert_close(ends[1][name], value, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.thorough
 def test_a_worker_that_hangs_is_named_with_its_place(train, lab):
     with pytest.raises(RunFailed) as caught:
         train("hangs", hang_after=8)

@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 import ray
 from ray.util import placement_group_table
 
@@ -52,6 +53,7 @@ def epochs(run):
     return len(run.rows("epoch"))
 
 
+@pytest.mark.thorough
 def test_a_dead_driver_frees_its_workers_and_no_others(lab, ray_session):
     (stays, other), (goes, driver) = start(lab, "stays"), start(lab, "goes")
     wait(lambda: epochs(stays) and epochs(goes))

@@ -34,7 +34,9 @@ def train(lab, teacher_weights, workers, precision, losses=LOSSES, **data):
     )
 
 
-@pytest.mark.parametrize("precision, tolerance", [("fp64", 1e-8), ("fp32", 1e-4)])
+@pytest.mark.parametrize(
+    "precision, tolerance", [("fp64", 1e-8), pytest.param("fp32", 1e-4, marks=pytest.mark.thorough)]
+)
 def test_one_and_two_workers_have_the_same_losses_and_banks(ray_session, lab, teacher_weights, precision, tolerance):
     one, two = (train(lab, teacher_weights, workers, precision) for workers in (1 if precision == "fp64" else 0, 2))
     rows = [[row["terms"] for row in run.rows("step")] for run in (one, two)]
@@ -56,6 +58,7 @@ def test_one_and_two_workers_have_the_same_losses_and_banks(ray_session, lab, te
     assert len({round(value, 6) for value in rows[0][-1].values()}) == len(LOSSES)
 
 
+@pytest.mark.thorough
 def test_one_and_two_workers_mix_the_same_pictures(ray_session, lab, teacher_weights):
     losses = {"ce": {}, "kd": {"weight": 0.5, "temperature": 4.0}}
     lab.profile = True

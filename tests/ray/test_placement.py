@@ -50,6 +50,7 @@ def live(tmp_path_factory, teacher_weights, ray_session):
         return distil(Lab(path), "live", teacher_weights, 2, schedule={"epochs": 4})
 
 
+@pytest.mark.thorough
 def test_it_says_what_the_live_teacher_says_also_when_it_is_killed(lab, live, teacher_weights, monkeypatch):
     import ray
 

@@ -208,6 +208,7 @@ def test_one_worker_writes_what_this_process_writes(ray_session, place, peaceful
     assert place.files("one") == peaceful
 
 
+@pytest.mark.thorough
 def test_too_many_deaths_end_the_command(ray_session, place, peaceful):
     killer = Killer(place, "deaths", deaths=2)
     killer.start()
@@ -224,6 +225,7 @@ def test_too_many_deaths_end_the_command(ray_session, place, peaceful):
 # -- commands that vanish ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_killed_command_goes_on_where_it_was(ray_session, place, peaceful):
     command = kdray("precompute", place.written("driver", 2), start_new_session=True)
     wait_until(lambda: place.shards("driver") >= LATER or command.poll() is not None, "some shards")
@@ -332,6 +334,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.thorough
 def test_a_node_that_does_not_see_the_cache_is_told(place):
     """A node whose own empty folder is where the cache is: in a mount namespace of its own."""
     hidden = place.path / "caches" / "hidden"

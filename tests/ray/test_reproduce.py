@@ -100,6 +100,7 @@ def test_a_table(here, reproduce, ray_session):
         reproduce(here.registry, only_plan=True, methods="alone", overrides=("schedule.epochs=3",))
 
 
+@pytest.mark.thorough
 def test_a_table_that_is_asked_to_stop(here, reproduce, ray_session):
     part = {"name": "long", "methods": "alone", "seeds": "0,1,2", "overrides": ("schedule.epochs=60",)}
     table, first = (RunFolder(here.path / "runs" / name) for name in ("long", "long/alone/convnet-seed0"))
@@ -113,7 +114,7 @@ def test_a_table_that_is_asked_to_stop(here, reproduce, ray_session):
     with pytest.raises(Stopped):
         reproduce(here.registry, **part)
     assert table.state == "interrupted" and table.is_what == "table" and table.how_to_resume == "test"
-    assert not first.finished and first.status["state"] == "running"
+    assert not first.finished and first.status["state"] == "running" and not first.is_alive
     (row,) = [row for row in list_runs(table.path.parent) if row["name"] == "long"]
     assert brief(row)["at"] == f"table, runs: {row['parts']}" and 0 < row["parts"] < 3
     with pytest.raises(ConfigError, match="long is a table, not a run: `test` goes on with it"):

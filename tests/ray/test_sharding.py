@@ -40,6 +40,7 @@ def train(lab, weights, name, shard, **changes):
     )
 
 
+@pytest.mark.thorough
 def test_shares_make_no_difference(ray_session, lab, teacher_weights):
     plain, shared = (
         train(lab, teacher_weights, name, shard) for name, shard in (("a", []), ("b", ["student", "teachers"]))

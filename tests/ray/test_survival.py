@@ -123,6 +123,7 @@ def test_a_killed_driver_is_resumed_and_nothing_is_lost(here, teacher_weights, u
     same(run, unbroken)
 
 
+@pytest.mark.thorough
 def test_a_run_of_two_workers_goes_on_in_one_process(here, teacher_weights, unbroken):
     """Not bit for bit, since sums are rounded in another order, but to rounding."""
     run, _ = interrupted_and_resumed(here, teacher_weights, "fewer-workers", "--num-workers", 0)
@@ -184,6 +185,7 @@ def command():
             os.killpg(each.process.pid, signal.SIGKILL)
 
 
+@pytest.mark.thorough
 def test_two_workers_stop_at_sigterm_and_go_on(here, teacher_weights, unbroken, command):
     """With a checkpoint of just then."""
     run = RunFolder(here.path / "runs" / "stopped")
@@ -203,6 +205,7 @@ def test_two_workers_stop_at_sigterm_and_go_on(here, teacher_weights, unbroken, 
     same(run, unbroken, own=("resumed", "checkpoint"))
 
 
+@pytest.mark.thorough
 def test_a_second_interrupt_ends_at_once_and_leaves_no_process(here, teacher_weights, command):
     run = RunFolder(here.path / "runs" / "twice")
     train = command("train", config(here, "twice", teacher_weights))

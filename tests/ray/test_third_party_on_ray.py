@@ -35,6 +35,7 @@ def elsewhere(tmp_path):
     return there
 
 
+@pytest.mark.thorough
 def test_they_train_and_resume(elsewhere, tmp_path):
     elsewhere.call("-m", "kdray", "train", "rowsim.yaml", "--name", "whole")
     whole, broken = (RunFolder(tmp_path / "runs" / name) for name in ("whole", "broken"))

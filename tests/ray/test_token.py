@@ -6,9 +6,12 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from tests.ray.clusters import wait_until
 
 
+@pytest.mark.thorough
 def test_who_joins_without_it_is_told(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

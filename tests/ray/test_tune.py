@@ -43,6 +43,7 @@ def search(lab, ray_session):
     return run
 
 
+@pytest.mark.thorough
 def test_the_quickstarts_search_pays(lab, ray_session):
     """ASHA, 16 trials on 2 CPUs, as in configs/tune/quickstart.yaml: better than the plain values, for less than 60 %
     of the epochs, and best.yaml gives the winner's number again."""
@@ -147,6 +148,7 @@ def test_optuna_with_conditions_and_two_metrics(search):
     assert len(by_width) == 2 and by_width["[2, 4]"] < by_width["[8, 16]"]
 
 
+@pytest.mark.thorough
 def test_median_stops_what_does_not_learn(search):
     space = {"optimizer.lr": {"choice": [1e-6, 0.1]}}
     tune = {"space": space, "scheduler": "median", "grace": 2, "trials": 8, "max_concurrent": 2}
@@ -157,6 +159,7 @@ def test_median_stops_what_does_not_learn(search):
     assert all(t.epochs == 6 for t in trials if t.values["optimizer.lr"] == 0.1)
 
 
+@pytest.mark.thorough
 def test_population_based_training_takes_weights_and_values_over(search):
     space = {
         "optimizer.lr": {"loguniform": [1e-5, 0.3]},
@@ -180,6 +183,7 @@ def test_population_based_training_takes_weights_and_values_over(search):
     assert taken
 
 
+@pytest.mark.thorough
 def test_a_search_that_is_interrupted_goes_on(lab):
     tune = {"space": {"optimizer.lr": {"loguniform": [0.01, 0.3]}}, "scheduler": "none", "trials": 3}
     file = lab.config("cut", data=VALIDATED, tune={**tune, "max_concurrent": 1}, schedule={"epochs": 80})

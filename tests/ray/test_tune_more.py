@@ -29,6 +29,7 @@ def search(lab, name, tune, **changes):
     return Tune(lab.registry, find_project(lab.path), Console(), "test").start(prepare(file, [], lab.registry))
 
 
+@pytest.mark.thorough
 def test_a_trial_that_is_stopped_early_frees_its_workers(lab, ray_session):
     lr = {"optimizer.lr": {"grid": [0.1, 1e-6]}}
     tune = {"space": lr, "searcher": "grid", "scheduler": "asha", "grace": 1, "reduction": 2, "trial_workers": 2}
@@ -72,6 +73,7 @@ def test_a_search_of_which_all_trials_fail(lab, ray_session):
     assert RunFolder(lab.path / "runs" / "all-fail").status["state"] == "failed"
 
 
+@pytest.mark.thorough
 def test_a_search_that_is_stopped_while_its_cache_fills_goes_on(lab, ray_session, teacher_weights, monkeypatch):
     computed, compute = [], Answerer.compute
 
@@ -103,6 +105,7 @@ def kdray(*args, cwd):
     )
 
 
+@pytest.mark.thorough
 def test_a_killed_driver_is_resumed(lab, ray_session):
     """Trials that had ended are not run again, the one that ran goes on from its checkpoint, and what optuna had seen
     is not lost: it takes the values that it takes in an unbroken search."""

@@ -80,6 +80,7 @@ def test_it_goes_on_without_its_source_and_elsewhere(lab, source):
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.mark.thorough
 def test_several_workers_have_the_same_network(lab, source):
     """The widths travel in the config: nobody prunes for himself."""
     options = {"student": pruned(source), "engine": {"precision": "fp64"}, "data": {"samples": 160}}

@@ -167,6 +167,7 @@ def test_from_the_first_picture_to_ctrl_c(home, run, pictures, python):
         pass
 
 
+@pytest.mark.thorough
 def test_a_file_batches_and_sigterm(home, run, pictures, python):
     file = export(run, "onnx", home.path / "served.onnx", False, home.registry, find_project().data)["file"]
     server = Server(home.path, python, file)

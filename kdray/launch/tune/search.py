@@ -201,6 +201,7 @@ class Tune(Experiment):
         from ray import tune
 
         from .schedulers import Scheduler
+        from .stopping import fit
         from .telling import Telling
 
         settings, config = prepared.tune, prepared.config
@@ -214,7 +215,7 @@ class Tune(Experiment):
         Telling.folder, Telling.screen = run.path, screen
         Scheduler.folder, Scheduler.settings = run.path, settings
         try:
-            tuner(
+            trials = tuner(
                 trainable,
                 settings,
                 config.seed,
@@ -223,7 +224,8 @@ class Tune(Experiment):
                 share.at_once,
                 config.scale.max_failures,
                 [Telling()],
-            ).fit()
+            )
+            fit(trials, stopped="stopped among its trials")
         finally:
             screen.close()
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from ray.tune import Callback
 
-from ...errors import Stopped
 from ...run.asking import STOP, asked
 from ...run.folder import RunFolder
 from ...run.trials import Screen
+from .stopping import stop
 
 
 class Telling(Callback):
@@ -22,7 +22,7 @@ class Telling(Callback):
     def on_step_begin(self, iteration, trials, **info) -> None:
         """Several times a second, whatever the trials do."""
         if asked([self.folder]) == STOP:
-            raise Stopped("stopped among its trials")
+            stop(trials)
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
         self.screen.start(str(trial))
