@@ -1,10 +1,12 @@
 """What a GPU makes of it: that recorded steps are the steps, for every method; pictures a second of kdray's step, as it
-is and recorded, beside the peers' step.
+is and recorded, beside the peers' step; and a whole run by kdray's commands.
 
     python benchmarks/gpu.py methods [NAME…]     # each method's own config, 6 steps recorded against 6 that are not
     python benchmarks/gpu.py speed [--rounds 3]  # both pairs, kd and crd, batch 64 and 1,024; writes results/gpu.json
+    python benchmarks/gpu.py run FOLDER [--epochs 240]  # crd on the WRN pair, cache and evaluations included
 
-One process, one GPU. 50,000 random pictures of 32×32.
+One process, one GPU. 50,000 random pictures of 32×32; `run`: those of a folder of Parquet files, after a teacher of 12
+epochs, which does not count. Its parts are told as they end.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import argparse
 import gc
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -22,6 +26,8 @@ import torch
 from answers import fill
 from steps import ROOT, Steps, config_of, machine, parts_of, registry_with_random_pictures
 
+from kdray.engine import train
+from kdray.engine.beside import Beside
 from kdray.engine.context import Context
 from kdray.teacher.setup import Place
 
@@ -32,7 +38,10 @@ ROWS = [
     (batch, kind, how)
     for batch in (64, 1024)
     for kind in ("cached", "live")
-    for how in ("plain", "recorded", "recorded, compiled", "recorded, compiled, shared negatives")
+    for how in (
+        *("plain", "recorded", "recorded, compiled"),
+        *("recorded, compiled, in turn", "recorded, compiled, shared negatives"),
+    )
     if batch == 64 or "compiled" in how
 ]
 COMPARED = 6
@@ -111,13 +120,15 @@ def speed(rounds: int, registry) -> list[dict]:
         for method in ("kd", "crd"):
             for batch, kind, how in ROWS:
                 count = 200 if batch == 64 else 15
-                if method == "kd" and "shared" in how:
+                if method == "kd" and ("shared" in how or "in turn" in how):
                     continue
+                train.Beside = (lambda device=None: Beside()) if "in turn" in how else Beside
                 with tempfile.TemporaryDirectory() as folder:
                     changes = [f"teacher.model={teacher}", f"student.model={student}"]
                     changes += ["engine.precision=bf16", f"data.batch_size={batch}"]
                     changes += [f"engine.record={'plain' not in how}", f"engine.compile={'compiled' in how}"]
-                    changes += ["losses.crd.negatives={kind: shared}"] if "shared" in how else []
+                    if "shared" in how:
+                        changes += ["losses.crd.negatives.mode=null", "losses.crd.negatives.kind=shared"]
                     file = ROOT / "configs/repdistiller" / f"{method}.yaml"
                     config, caches = config_of(file, registry, *changes), None
                     if kind == "cached":
@@ -152,13 +163,35 @@ def speed(rounds: int, registry) -> list[dict]:
     return rows
 
 
+def run(data: Path, epochs: int) -> None:
+    """Seconds of each command, and what it said last."""
+    recipe = [f"data.path={data.resolve()}", "data.name=parquet", "engine.precision=bf16", "--num-workers", "0"]
+    short = ["schedule.epochs=12", "schedule.name=cosine", "schedule.milestones=null", "schedule.gamma=null"]
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = f"{folder}/runs/teacher/student.safetensors"
+        crd = [str(ROOT / "configs/crd.yaml"), *recipe, "engine.compile=true", f"schedule.epochs={epochs}"]
+        crd += ["teacher.train=null", f"teacher.checkpoint={teacher}"]
+        for command in (
+            ["train", str(ROOT / "configs/teachers/wrn_40_2.yaml"), *recipe, *short, "--name", "teacher"],
+            ["precompute", *crd],
+            ["train", *crd, "--name", "student", "--profile"],
+        ):
+            began = time.perf_counter()
+            done = subprocess.run([sys.executable, "-m", "kdray", *command], cwd=folder, capture_output=True, text=True)
+            print(f"kdray {command[0]}: {time.perf_counter() - began:.1f} s, exit {done.returncode}")
+            print((done.stdout + done.stderr)[-4000:], flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["methods", "speed"])
+    parser.add_argument("what", choices=["methods", "speed", "run"])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=240)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
     args = parser.parse_args()
+    if args.what == "run":
+        return run(Path(args.names[0]), args.epochs)
     registry = registry_with_random_pictures()
     if args.what == "methods":
         methods(args.names, registry)
