@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.thorough
 def test_it_prints_the_page(desk):
     run = desk.trained(name="mine")
     result = desk("report", "mine")

@@ -131,6 +131,7 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", HERE)
 def test_command(words, home, monkeypatch, capfd):
     """In order: each may need what those before it left behind."""

@@ -97,6 +97,7 @@ def kdray_distillers():
 """
 
 
+@pytest.mark.thorough
 def test_a_batch_whose_loss_is_no_number_for_one_worker_is_left_out_by_all(lab, ray_session):
     (lab.path / "mine.py").write_text(LOSES)
     (lab.path / "kdray.toml").write_text('[plugins]\nload = ["mine.py"]\n')

@@ -201,6 +201,7 @@ def test_a_killed_worker_changes_no_byte(ray_session, place, peaceful):
     assert place.files("killed") == peaceful
 
 
+@pytest.mark.thorough
 def test_one_worker_writes_what_this_process_writes(ray_session, place, peaceful):
     place.order("")
     assert place.precompute("one", 1)["computed"] == ANSWERS
@@ -261,6 +262,7 @@ def lives(pid: int) -> bool:
         return False
 
 
+@pytest.mark.thorough
 def test_two_commands_at_once_share_the_work(place, peaceful):
     place.order("wait")
     commands = [kdray("precompute", place.written("shared", 0), "--json") for _ in range(2)]

@@ -31,6 +31,7 @@ def train(lab, teacher_weights, workers):
     )
 
 
+@pytest.mark.thorough
 def test_stages_and_views_are_the_same_here_and_on_two_workers(ray_session, lab, teacher_weights):
     lab.registry = Registry.load(paths=[PLUGIN])
     one, two = (train(lab, teacher_weights, workers) for workers in (0, 2))

@@ -117,6 +117,7 @@ def interrupted_and_resumed(here, teacher_weights, name, *flags):
     return run, output
 
 
+@pytest.mark.thorough
 def test_a_killed_driver_is_resumed_and_nothing_is_lost(here, teacher_weights, unbroken):
     run, output = interrupted_and_resumed(here, teacher_weights, "driver-killed")
     assert "distilled student" in output

@@ -131,6 +131,7 @@ def test_trials_do_not_touch_the_test_set(lab, search):
     assert [run["seed"] for run in summary["runs"]] == [3, 4]
 
 
+@pytest.mark.thorough
 def test_optuna_with_conditions_and_two_metrics(search):
     space = {
         "optimizer.name": {"choice": ["sgd", "adamw"]},

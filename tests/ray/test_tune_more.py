@@ -48,6 +48,7 @@ def test_a_trial_that_is_stopped_early_frees_its_workers(lab, ray_session):
         time.sleep(0.1)
 
 
+@pytest.mark.thorough
 def test_a_trial_that_fails_is_told_with_its_own_error_and_not_begun_again(lab, ray_session, capfd, monkeypatch):
     from kdray.launch.tune.telling import Telling
 

@@ -123,6 +123,7 @@ def cut_off() -> bytes:
     return whole.getvalue()[:1500]
 
 
+@pytest.mark.thorough
 def test_from_the_first_picture_to_ctrl_c(home, run, pictures, python):
     """A run, by two replicas that gather pictures into batches."""
     server = Server(home.path, python, "served", "--replicas", 2, "--max-batch", 8)
