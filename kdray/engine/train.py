@@ -377,7 +377,9 @@ class Training:
             len(self.parts.data.train), config.data.batch_size, config.seed, counters.epoch, config.data.last_batch
         )
         mine = [rows[share(len(rows), context.rank, context.world_size)] for rows in order]
-        index = torch.cat(mine).to(context.device).split([len(rows) for rows in mine])
+        sizes = [len(rows) for rows in mine]
+        index = torch.cat(mine).to(context.device).split(sizes)
+        ids = list(self.feed.split.ids[torch.cat(mine)].split(sizes))[done_before:]
         view = self._view()
         sums = Sums(context, counters.sums)
         self.trainable.set_modes(self.phase)
@@ -386,7 +388,6 @@ class Training:
             name: awaited(Part.PICTURES, feed.batches(mine[done_before:], view))
             for name, feed in self.view_feeds.items()
         }
-        ids = [self.feed.split.ids[chosen] for chosen in mine[done_before:]]
         following = self._view(1) if counters.epoch + 1 < self._epochs() else None
         stored = awaited(Part.ANSWERS, self.parts.teachers.stored(ids, view, self._heard(self._concerned()), following))
         steps = range(done_before, len(order))
