@@ -37,10 +37,11 @@ class SKD(Distiller):
         D = (U_s @ U_s.T - U_t @ U_t.T) / U_s.shape[1]
         centred = D - D.mean(dim=0)
         covariance = centred.T @ centred / max(len(D) - 1, 1)
-        # Not `cholesky`, which asks the device whether it went well: with λ on the diagonal it does.
-        L, _ = torch.linalg.cholesky_ex(
+        # `cholesky` would ask the device whether it went well. It does but for the smallest λ; then the loss is NaN.
+        L, failed = torch.linalg.cholesky_ex(
             covariance + self.options.regularisation * torch.eye(len(D), dtype=D.dtype, device=D.device)
         )
+        L = L.masked_fill(failed > 0, torch.nan)
         whitened = torch.linalg.solve_triangular(L, D.T, upper=False)  # its columns are L⁻¹ d_i, since D is symmetric
         return {
             "instance": T**2 * F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True),

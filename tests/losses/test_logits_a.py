@@ -378,3 +378,10 @@ def test_two_workers_compute_the_loss_of_the_global_batch(name):
     loss = (4 * losses[0] + 3 * losses[1]) / 7
     close(loss.detach(), whole.loss)
     close(torch.autograd.grad(loss, S)[0], whole.gradients["logits"])
+
+
+def test_skd_is_no_number_where_its_covariance_cannot_be_decomposed():
+    """λ vanishes in fp32, and 32 rows of 3 classes do not span 32 directions."""
+    s, t = torch.randn(2, 32, 3, generator=torch.Generator().manual_seed(0))
+    targets, options = torch.arange(32) % 3, {"regularisation": 1e-46}
+    assert evaluate("skd", options, student={"logits": s}, teacher={"logits": t}, targets=targets).loss.isnan()
