@@ -34,14 +34,19 @@ from kdray.teacher.setup import Place
 DEVICE = torch.device("cuda")
 PAIRS = {"ResNet-32x4 -> ResNet-8x4": ("resnet32x4", "resnet8x4"), "WRN-40-2 -> WRN-16-2": ("wrn_40_2", "wrn_16_2")}
 FOLDERS = ("methods", "repdistiller", ".")
+HOW = (
+    "plain",
+    "recorded",
+    "recorded, compiled",
+    "recorded, compiled, in turn",
+    "recorded, compiled, shared negatives",
+)
+"""in turn: what the student has no part in does not run beside it."""
 ROWS = [
     (batch, kind, how)
     for batch in (64, 1024)
     for kind in ("cached", "live")
-    for how in (
-        *("plain", "recorded", "recorded, compiled"),
-        *("recorded, compiled, in turn", "recorded, compiled, shared negatives"),
-    )
+    for how in HOW
     if batch == 64 or "compiled" in how
 ]
 COMPARED = 6

@@ -85,7 +85,9 @@ class Bank(nn.Module):
 
         return scores, scores(g_t, self.memory_s)
 
-    def forward(self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None, ahead=None):
+    def forward(
+        self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None, ahead=None
+    ) -> tuple[Scores, Scores]:
         scores, of_teacher = ahead or self.ahead(g_t, batch, step)
         self.fresh = tuple(k.detach() for k in keys or (g_s, g_t))
         return scores(g_s, self.memory_t), of_teacher
@@ -115,7 +117,9 @@ class Queue(Ring):
     def ahead(self, g_t: Tensor, batch: Batch, step: Step) -> None:
         return None
 
-    def forward(self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None, ahead=None):
+    def forward(
+        self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None, ahead=None
+    ) -> tuple[Scores, Scores]:
         k_s, k_t = keys or (g_s, g_t)
         same = self.classes[None, :] == batch.target[:, None]
         itself = self.samples[None, :] == batch.index[:, None]
@@ -144,7 +148,9 @@ class InBatch(nn.Module):
     def ahead(self, g_t: Tensor, batch: Batch, step: Step) -> None:
         return None
 
-    def forward(self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None, ahead=None):
+    def forward(
+        self, g_s: Tensor, g_t: Tensor, batch: Batch, step: Step, keys=None, ahead=None
+    ) -> tuple[Scores, Scores]:
         k_s, k_t = keys or (g_s, g_t)
         mine = batch.target if self.other == "class" else batch.index
         same = step.gather(mine)[None, :] == mine[:, None]

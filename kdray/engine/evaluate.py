@@ -17,7 +17,7 @@ BATCH = 256
 
 
 def together(device: torch.device) -> int:
-    """Pictures of a pass that learns nothing. A GPU takes as long for few of them: it is told of each kernel."""
+    """Pictures of a pass that learns nothing. For fewer a GPU takes as long: its kernels have to be launched."""
     return 2048 if device.type == "cuda" else BATCH
 
 

@@ -377,9 +377,9 @@ class Training:
             len(self.parts.data.train), config.data.batch_size, config.seed, counters.epoch, config.data.last_batch
         )
         mine = [rows[share(len(rows), context.rank, context.world_size)] for rows in order]
-        sizes = [len(rows) for rows in mine]
-        index = torch.cat(mine).to(context.device).split(sizes)
-        ids = list(self.feed.split.ids[torch.cat(mine)].split(sizes))[done_before:]
+        every, sizes = torch.cat(mine), [len(rows) for rows in mine]
+        index = every.to(context.device).split(sizes)
+        ids = list(self.feed.split.ids[every].split(sizes))[done_before:]
         view = self._view()
         sums = Sums(context, counters.sums)
         self.trainable.set_modes(self.phase)

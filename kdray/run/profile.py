@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 COMMAND = "no run"
 """The column of what belongs to none."""
 LONGEST = 60
+"""Characters of an operator's name."""
 
 
 def time_table(clock: Clock) -> Table:

@@ -18,7 +18,7 @@ class _Asked(Exception):
 
 def stop(trials: list) -> None:
     """For a callback: end the processes of all trials, and `fit`. Each has its checkpoints; Ray Tune by itself would
-    let them train for 15 s more."""
+    let them train for some seconds more."""
     for trial in trials:
         if actor := trial.temporary_state.ray_actor:
             ray.kill(actor)
